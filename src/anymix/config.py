@@ -1,0 +1,267 @@
+"""`Run`: one frozen description of a training run, from a YAML (or JSON) recipe and `key=value` overrides.
+
+A handful of flat sections, no inheritance, no interpolation, no class paths. Every field carries the sentence
+`anymix train --help-keys` prints for it. There is no `family:` key: the model folder says what it is.
+Imports no torch, so the command line can check a recipe before anything slow happens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _key(default: Any, meaning: str, **bounds: Any) -> Any:
+    return Field(default, description=meaning, **bounds)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Model(Section):
+    path: str = _key("", "folder or hub id of the model to start from")
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
+        "auto", "compute type; auto is bf16 where the device has it, else fp32. What trains is kept in fp32 always"
+    )
+    template: str | None = _key(None, "conversation template; default: the one the model's config names")
+    image_size: Positive | None = _key(None, "edge of a tile in pixels; default: the model's own")
+    max_tiles: Positive | None = _key(None, "most tiles all pictures of one row may use; default: the model's own")
+    min_tiles: Positive | None = _key(None, "fewest tiles of one picture; default: the model's own")
+    thumbnail: bool | None = _key(None, "add the whole picture as one more tile; default: the model's own")
+
+
+class Data(Section):
+    path: str | list[str] = _key("", "training rows: .json, .jsonl, .csv, .parquet, InternVL meta .json, or hub id")
+    root: str | None = _key(None, "folder relative image paths start from; default: the folder of the data file")
+    val: str | float | None = _key(None, "held-out rows: a path like data.path, or a share of it such as 0.1")
+    split: str = _key("train", "which split of a hub data set")
+    image_column: str | None = _key(None, "column holding the picture, where the data set has another name for it")
+    max_length: Positive = _key(4096, "longest row in tokens, pictures included; a longer one is an error")
+    on_error: Literal["raise", "skip"] = _key(
+        "raise", "a row that cannot be used stops the run before step 1, or is skipped, counted and listed"
+    )
+    workers: Annotated[int, Field(ge=0)] = _key(2, "processes that read and tile pictures; 0 reads in the main one")
+    shuffle: bool = _key(True, "new order each epoch, drawn from train.seed")
+    limit: Positive | None = _key(None, "use only the first so many rows")
+
+
+class Adapter(Section):
+    rank: Positive = _key(16, "rank of the LoRA matrices")
+    alpha: float | None = _key(None, "LoRA scale is alpha / rank; default: 2 * rank", gt=0)
+    dropout: Share = _key(0.0, "dropout on the input of the LoRA matrices")
+    parts: list[Literal["language", "vision"]] = _key(["language"], "which towers get the family's usual LoRA layers")
+    targets: list[str] | None = _key(
+        None, "full-match patterns of module names instead of `parts`; * is any run of characters"
+    )
+    init: str | None = _key(None, "an existing adapter folder to go on from")
+    dora: bool = _key(False, "weight-decomposed LoRA (DoRA)")
+
+
+class Checkpointing(Section):
+    language: bool = _key(True, "recompute the language model's blocks in backward instead of keeping activations")
+    vision: bool = _key(True, "the same for the vision tower, where it trains")
+
+
+class Train(Section):
+    out: str = _key("runs/anymix", "folder for weights, checkpoints, run.json and metrics.jsonl")
+    epochs: float = _key(1.0, "passes over the data, where train.steps is not given", gt=0)
+    steps: Positive | None = _key(None, "optimizer steps; overrides train.epochs")
+    batch: Positive = _key(1, "rows per forward on each process")
+    accumulate: Positive = _key(1, "forwards per optimizer step")
+    lr: float = _key(1e-4, "peak learning rate", gt=0)
+    lr_by: dict[str, float] = _key({}, "learning rates by glob of parameter name, first match wins")
+    freeze: list[str] = _key([], "globs of parameter names that do not train")
+    unfreeze: list[str] = _key([], "globs that train after all (applied after freeze, and beside an adapter)")
+    optimizer: str = _key("adamw", "adamw, adafactor, sgd, or an import path such as package.module.Class")
+    optimizer_args: dict[str, Any] = _key({}, "further arguments of the optimizer")
+    betas: tuple[float, float] = _key((0.9, 0.999), "AdamW's decay rates")
+    weight_decay: float = _key(0.01, "decoupled weight decay; never on biases, norms and other vectors", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = _key("cosine", "how the rate falls after warm-up")
+    warmup: float = _key(0.03, "warm-up: optimizer steps, or a share of them if below 1", ge=0)
+    clip: float = _key(1.0, "largest gradient norm of a step; 0 does not clip", ge=0)
+    seed: int = _key(0, "order, augmentation, dropout and noise are drawn from it")
+    checkpointing: Checkpointing = _key(Checkpointing(), "gradient checkpointing")
+    save_every: Positive | None = _key(None, "optimizer steps between checkpoints; default: at the end of each epoch")
+    keep: Positive = _key(2, "how many checkpoints to keep")
+    val_every: Positive | None = _key(None, "optimizer steps between validations; default: at the end of each epoch")
+    patience: Positive | None = _key(None, "stop after so many validations without a better loss")
+    log_every: Positive = _key(1, "optimizer steps between lines of metrics")
+    trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = _key([], "dashboards beside metrics.jsonl")
+    deterministic: bool = _key(False, "refuse operations whose result can differ from run to run")
+
+
+class Run(Section):
+    model: Model = Model()
+    data: Data = Data()
+    adapter: Adapter | None = _key(None, "LoRA; left out: the weights themselves train")
+    train: Train = Train()
+    device: str = _key("auto", "auto, npu, npu:1, cuda, cuda:0 or cpu")
+    nproc: Positive = _key(1, "processes on this machine, one per card")
+    resume: str = _key("auto", "auto goes on from the newest checkpoint in train.out, never starts anew, or a folder")
+
+    @field_validator("resume")
+    @classmethod
+    def _some_resume(cls, value: str) -> str:
+        if not value:
+            raise ValueError("resume is auto, never, or a checkpoint folder")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Run:
+        if isinstance(self.data.val, float) and not 0 < self.data.val < 1:
+            raise ValueError(f"data.val is a path or a share between 0 and 1, not {self.data.val}")
+        if self.train.patience and self.data.val is None:
+            raise ValueError("train.patience needs data.val: there is no validation loss to wait for")
+        return self
+
+
+def load(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Run:
+    """A recipe file (.yaml, .yml, .json) or mapping, with `section.key=value` overrides, as a checked `Run`.
+
+    Raises ValueError in one sentence: an unreadable file, a line that is no mapping, an unknown key (with the
+    nearest known one) or a value of the wrong type.
+    """
+    tree = dict(source) if isinstance(source, Mapping) else _read(source)
+    for override in overrides:
+        key, eq, value = override.partition("=")
+        if not eq or not key:
+            raise ValueError(f"an override reads section.key=value, found {override!r}")
+        _place(tree, key.strip().split("."), _value(key, value))
+    _expand(tree)
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        where = f"{source}: " if isinstance(source, (str, Path)) else ""
+        raise ValueError(where + _sentence(error)) from None
+
+
+def _read(source: str | Path | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"no recipe at {source}; `ls recipes` lists those that come with anymix") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {source} cannot be read: {error}") from None
+    try:
+        tree = json.loads(text) if str(source).endswith(".json") else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"recipe {source} is not valid {Path(source).suffix[1:]}: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"recipe {source} holds {type(tree).__name__}, expected sections such as model: and train:")
+    return tree
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {key} cannot be read: {_one_line(error)}") from None
+
+
+def _place(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        child = tree.get(name)
+        child = {} if child is None else dict(child) if isinstance(child, Mapping) else None
+        if child is None:
+            raise ValueError(f"{'.'.join(path)} reaches into {name}, which is a plain value")
+        tree[name] = child
+        tree = child
+    tree[path[-1]] = value
+
+
+def _expand(tree: dict[str, Any]) -> None:
+    """`train.checkpointing: false` means both switches; `adapter: true` means its defaults."""
+    train = tree.get("train")
+    if isinstance(train, dict) and isinstance(train.get("checkpointing"), bool):
+        both = train["checkpointing"]
+        tree["train"] = {**train, "checkpointing": {"language": both, "vision": both}}
+    if tree.get("adapter") is True:
+        tree["adapter"] = {}
+    if tree.get("adapter") is False:
+        tree["adapter"] = None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _sentence(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(p) for p in problem["loc"]]
+    name = ".".join(path)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name}{_nearest(name)}{more}"
+    found = problem.get("input")
+    what = problem["msg"].removeprefix("Value error, ")
+    return (f"{name} = {found!r}: {what}" if name else what) + more
+
+
+def _nearest(name: str) -> str:
+    known = [key for key, *_ in keys()]
+    leaf = name.rpartition(".")[2]
+    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        leaves = {key.rpartition(".")[2]: key for key in known}
+        close = [leaves[hit] for hit in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    tail = "`anymix train --help-keys` lists all"
+    return f", did you mean {close[0]}? ({tail})" if close else f" ({tail})"
+
+
+def keys(section: type[Section] = Run, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Every key of a recipe: (dotted name, type, default, meaning), sections first to last."""
+    for name, info in section.model_fields.items():
+        inner = _section_of(info.annotation)
+        if inner is not None:
+            if info.description and info.default is None:
+                yield prefix + name, "section", "null", info.description
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            default = "required" if info.is_required() else json.dumps(info.default)
+            yield prefix + name, _type_name(info.annotation), default, info.description or ""
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    options = get_args(annotation) if _is_union(annotation) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if _is_union(annotation):
+        return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
+    if get_origin(annotation) is Literal:
+        return "|".join(str(a) for a in get_args(annotation))
+    if get_origin(annotation) in (list, tuple):
+        return f"list of {_type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    names = {str: "text", int: "whole number", float: "number", bool: "true|false", Any: "any"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def dump(run: Run, path: Path) -> None:
+    """Write the resolved run as JSON, readable by `load`."""
+    path.write_text(json.dumps(run.model_dump(mode="json"), indent=1, ensure_ascii=False), encoding="utf-8")

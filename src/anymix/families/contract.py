@@ -1,0 +1,150 @@
+"""What a family promises, so that one loop and one engine serve all of them.
+
+Codec counts, family sums, loop divides: `Batch.weight` is counted on the host when the batch is built,
+`Family.loss` returns a sum, and only the loop divides, by the weight of the whole step over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from anymix.samples import Conversation, ImageRef
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors that move to the device, facts that stay on the host, and what the summed loss is divided by."""
+
+    tensors: dict[str, Tensor]
+    host: dict[str, Any] = field(default_factory=dict)  # lengths, tile counts, cu_seqlens, seeds: never moved
+    keys: tuple[str, ...] = ()  # file:line of every sample: errors name them
+    weight: float = 0.0  # target tokens, or images
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {name: t.to(device, non_blocking=True) for name, t in self.tensors.items()}
+        return replace(self, tensors=moved)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a sample will cost, known from words and image headers, no pixels decoded."""
+
+    tokens: int  # the whole sequence, image placeholders included
+    tiles: int
+    targets: int  # positions that carry loss
+
+
+@dataclass(frozen=True)
+class Token:
+    """One position of an encoded sample, for `data show`."""
+
+    id: int
+    text: str
+    role: str  # system, user, assistant, mark (template tokens) or image
+    target: bool  # carries loss
+    tile: int | None = None  # running number of the tile this placeholder stands for
+
+
+class Item(Protocol):
+    """One encoded sample on its way to `collate`; what else it holds is the codec's own affair."""
+
+    key: str
+    weight: float
+
+
+class Codec(Protocol):
+    """Words and pictures to tensors. A tokenizer and sizes, never weights: it pickles and runs in workers."""
+
+    def encode(self, sample: Any, seed: int = 0) -> Item:
+        """Tokens, labels and pixels of one sample. `seed` drives augmentation and dropout noise.
+
+        Raises SampleError naming the sample when it cannot be encoded whole."""
+        ...
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Items to one batch. The only place that counts."""
+        ...
+
+    def measure(self, sample: Any) -> Size:
+        """The size `encode` would give, without decoding pixels. Raises the same SampleErrors."""
+        ...
+
+
+class Family(Protocol):
+    """A model that trains: opened weights, its codec and its loss."""
+
+    name: str
+    folder: Path  # where it was opened from
+    codec: Any
+    net: nn.Module  # ONE module holding all that trains
+    frozen: Mapping[str, nn.Module]  # what never trains and may leave the device
+    blocks: tuple[type[nn.Module], ...]  # what checkpointing and sharding wrap
+    lora_targets: tuple[str, ...]  # full-match patterns over module names
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Summed loss over the batch, fp32, shape (). No host sync, no branch on values, no device by name."""
+        ...
+
+    def checkpoint_activations(self, parts: Sequence[str]) -> None:
+        """Recompute block activations in backward for the named parts ("language", "vision")."""
+        ...
+
+    def save(self, folder: Path, layout: str = "original") -> None:
+        """Weights and everything beside them, in a layout others open."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation made ready for generation: (L,) ids ending where the assistant begins, and its tiles."""
+
+    ids: Tensor  # (L,) int64
+    pixels: Tensor | None  # (T, 3, S, S) uint8, T tiles
+    key: str
+    host: dict[str, Any] = field(default_factory=dict)
+
+
+class Cache(Protocol):
+    """Keys and values so far, and every other fact a next step needs (lengths, padding, M-RoPE deltas)."""
+
+    lengths: list[int]  # true tokens per row so far
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop every row but these (finished answers leave the batch)."""
+        ...
+
+
+@runtime_checkable
+class ChatFamily(Family, Protocol):
+    """A family that talks."""
+
+    stops: frozenset[int]  # token ids that end an answer
+    stop_strings: tuple[str, ...]  # text that ends an answer even when it is spelled in ordinary tokens
+
+    def prompt(self, conversation: Conversation) -> Prompt: ...
+
+    def prefill(self, *prompts: Prompt) -> tuple[Tensor, Any]:
+        """-> logits (B, V) fp32 at the last position of every prompt, and the cache."""
+        ...
+
+    def step(self, tokens: Tensor, cache: Any) -> Tensor:
+        """tokens (B,) int64 -> logits (B, V) fp32 for the next position."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Answer tokens to text, template tokens left out."""
+        ...
+
+
+__all__ = [
+    "Batch", "Cache", "ChatFamily", "Codec", "Conversation", "Family", "ImageRef", "Item", "Prompt", "Size", "Token",
+]  # fmt: skip

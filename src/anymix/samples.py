@@ -1,0 +1,70 @@
+"""What data hands to a codec: words and references to pictures, no tensors.
+
+A `Conversation` is one training row or one request. Pictures stand where they are spoken of: a turn's
+parts are text and `ImageRef` in reading order, so nobody has to match `<image>` marks to a list again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture by path, or by its encoded bytes (a parquet cell, a data: URL).
+
+    `path` always names the picture in errors; `data` wins when present. `max_tiles` caps how many tiles a
+    dynamic-resolution codec may cut from this one picture (1 for a video frame); None leaves it to the codec.
+    """
+
+    path: str
+    data: bytes | None = field(default=None, repr=False)
+    max_tiles: int | None = None
+
+
+Part = str | ImageRef
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. `parts` is text and pictures in reading order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The words alone, pictures left out."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row. `key` (file:line) names it in every error and seeds whatever is random about it.
+
+    `max_tiles` (InternVL meta `max_dynamic_patch`) overrides the codec's own bound for all its pictures
+    together; `degrade` (meta `data_augment`) re-compresses its tiles as JPEG of quality 75..100 in training.
+    """
+
+    turns: tuple[Turn, ...]
+    key: str
+    max_tiles: int | None = None
+    degrade: bool = False
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+
+
+class SampleError(ValueError):
+    """A row that cannot be trained on or answered. The message is `key: what is wrong; what to do`."""
+
+    def __init__(self, key: str, found: str, remedy: str) -> None:
+        super().__init__(f"{key}: {found}; {remedy}")
+        self.key, self.found, self.remedy = key, found, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:  # loader workers send it across processes
+        return type(self), (self.key, self.found, self.remedy)
