@@ -1,0 +1,66 @@
+"""The table of families: what a folder's config.json says decides, in one explicit match.
+
+Nothing is loaded to find out, no folder's name is read, and no remote code is ever run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anymix.families.common.folders import resolve
+from anymix.families.common.shards import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from anymix.families.contract import Family
+
+NAMES = ("InternVL2",)
+
+
+def family_of(folder: Path) -> type[Any]:
+    """The family class for a local model folder. Raises ValueError when no family claims it."""
+    match _architecture(folder):
+        case "InternVLChatModel" | "InternVLForConditionalGeneration":
+            from anymix.families.internvl2 import InternVL2
+
+            return InternVL2
+        case found:
+            raise ValueError(f"{folder}: no family opens {found}, expected a model of {', '.join(NAMES)}")
+
+
+def _architecture(folder: Path) -> str:
+    """What the folder says it is. Raises ValueError in one sentence when it is no model folder."""
+    if not any(folder.iterdir()):
+        raise ValueError(f"{folder} is empty, expected a model folder; was the download interrupted?")
+    config = folder / "config.json"
+    if not config.exists():
+        if (folder / "adapter_config.json").exists():
+            return "an adapter without its base model"
+        if (folder / "model_index.json").exists():
+            return f"the pipeline {read_json(folder / 'model_index.json').get('_class_name')}"
+        shown = ", ".join(sorted(p.name for p in folder.iterdir())[:4])
+        raise ValueError(f"{folder} has no config.json (it holds {shown}, ...), so it is not a model folder")
+    tree = read_json(config)
+    named = tree.get("architectures") or [{"internvl_chat": "InternVLChatModel"}.get(str(tree.get("model_type")))]
+    if not isinstance(named, list) or not named or not named[0]:
+        raise ValueError(f"{config} names no architecture, expected one such as InternVLChatModel; copy it again")
+    return str(named[0])
+
+
+def codec_of(path: str | Path, **options: Any) -> Any:
+    """The codec of a model folder or hub id, without its weights."""
+    folder = resolve(path)
+    return family_of(folder).open_codec(folder, **options)
+
+
+def open_folder(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
+) -> Family:
+    """Open a model folder or hub id as its family, on `device`, in `dtype` (None: as in the files).
+
+    `options` override what the model's config says of its codec. Raises ValueError in one sentence."""
+    folder = resolve(path)
+    opened: Family = family_of(folder).open(folder, device, dtype, **options)
+    return opened

@@ -1,0 +1,95 @@
+"""From what people type (a folder, or a hub id) to a local folder that holds the model.
+
+Order: an existing folder; `ANYMIX_MODELS` (folders kept by hand, read-only ones too); the Hugging Face and
+ModelScope caches; only then the network, through huggingface_hub (which honours `HF_ENDPOINT`) or ModelScope's own
+client where it is installed. A local folder never touches the network, and nothing is ever written to one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+# ModelScope keeps some models under another owner
+MODELSCOPE_OWNER = {"stabilityai": "AI-ModelScope", "madebyollin": "AI-ModelScope", "llava-hf": "llava-hf"}
+
+
+def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The local folder for a path or hub id. Raises ValueError in one sentence when there is none."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{path} is a file, expected a model folder; give the folder it lies in")
+    name = str(path)
+    if not looks_like_id(name):
+        raise ValueError(f"there is no folder {path}{_nearest(folder)}")
+    for candidate in local_candidates(name, environ):
+        if candidate.is_dir():
+            return candidate
+    return _download(name, environ)
+
+
+def looks_like_id(name: str) -> bool:
+    """owner/model, as on a hub: one slash, nothing a path would start with."""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/"))
+
+
+def local_candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Where a hub id may already lie on this machine, nearest first."""
+    owner, model = name.split("/")
+    escaped = model.replace(".", "___")  # ModelScope's way to write a dot in a folder name
+    owners = (owner, MODELSCOPE_OWNER.get(owner, owner))
+    for root in filter(None, environ.get("ANYMIX_MODELS", "").split(os.pathsep)):
+        base = Path(root).expanduser()
+        for leaf in (model, escaped):
+            yield from (base / o / leaf for o in owners)
+            yield base / leaf
+        yield from _snapshots(base / f"models--{owner}--{model}")
+    home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    yield from _snapshots(Path(environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{owner}--{model}")
+    scope = Path(environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")
+    for base in (scope / "hub" / "models", scope / "models", scope / "hub", scope):
+        for leaf in (model, escaped):
+            yield from (base / o / leaf for o in owners)
+
+
+def _snapshots(repo: Path) -> Iterator[Path]:
+    """The snapshot `main` points to, then any other whole one, of a Hugging Face cache entry."""
+    main = repo / "refs" / "main"
+    if main.is_file():
+        yield repo / "snapshots" / main.read_text().strip()
+    if (repo / "snapshots").is_dir():
+        yield from sorted((repo / "snapshots").iterdir())
+
+
+def _download(name: str, environ: Mapping[str, str]) -> Path:
+    where = "ANYMIX_MODELS" if environ.get("ANYMIX_MODELS") else "ANYMIX_MODELS (not set)"
+    advice = f"copy it into a folder and pass that, or set {where} to the folder that holds {name}"
+    if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise ValueError(f"{name} is not on this machine and HF_HUB_OFFLINE is set; {advice}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:  # the client raises a family of its own and of its transport's errors
+        reason = " ".join(str(error).split())[:160]
+    try:
+        from modelscope import snapshot_download as from_modelscope
+    except ImportError:
+        raise ValueError(f"{name} is not on this machine and cannot be fetched ({reason}); {advice}") from None
+    owner, model = name.split("/")
+    try:
+        return Path(from_modelscope(f"{MODELSCOPE_OWNER.get(owner, owner)}/{model}"))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be fetched, from ModelScope neither ({error}); {advice}") from None
+
+
+def _nearest(folder: Path) -> str:
+    parent = folder.parent
+    if not parent.is_dir():
+        return f" (nor a folder {parent})"
+    close = difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+    return f", did you mean {parent / close[0]}?" if close else ""

@@ -1,0 +1,207 @@
+"""Tensors of a model folder, read one at a time from safetensors, and written so that a crash loses nothing.
+
+Reading is by memory map: a tensor nobody converts costs no anonymous memory. Writing never touches an existing
+file: a new one is written beside it, fsynced, and renamed over it, so a process that still maps the old file
+(this one, when a folder is saved over itself) keeps its pages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+POINTER = b"version https://git-lfs"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+class Shards:
+    """The weights of one folder: which tensor is in which file, and each of them on demand.
+
+    Raises ValueError in one sentence for a folder whose weights cannot be read whole: no safetensors, a git-lfs
+    pointer, a missing shard, an index that names absent tensors, a truncated file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file_of: dict[str, str] = weight_map(folder)
+        self._open = ExitStack()
+        self._files: dict[str, Any] = {}
+        for file in sorted(set(self.file_of.values())):
+            self._files[file] = self._open.enter_context(_opened(folder / file))
+        absent = [name for name, file in self.file_of.items() if name not in set(self._names(file))]
+        if absent:
+            self.close()
+            raise ValueError(
+                f"{folder}: {INDEX} names {len(absent)} tensors its files do not hold, the first is {absent[0]}; "
+                "the folder mixes two downloads, copy it again"
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file_of)
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, mapped from the file: its pages are read when they are touched."""
+        tensor: Tensor = self._files[self.file_of[name]].get_tensor(name)
+        return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        return DTYPES.get(self._slice(name).get_dtype(), torch.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str) -> Any:
+        return self._files[self.file_of[name]].get_slice(name)
+
+    def _names(self, file: str) -> list[str]:
+        return list(self._files[file].keys())
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, in the order of the files. The same errors as `Shards`."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        mapping = index.get("weight_map")
+        if not isinstance(mapping, dict) or not mapping:
+            raise ValueError(f"{folder / INDEX} has no weight_map; copy the folder again")
+        missing = sorted({file for file in mapping.values() if not (folder / file).exists()})
+        if missing:
+            raise ValueError(
+                f"{folder}: {len(missing)} of {len(set(mapping.values()))} weight files are missing, the first is "
+                f"{missing[0]}; copy them from where the folder came from"
+            )
+        return {name: str(file) for name, file in mapping.items()}
+    if (folder / SINGLE).exists():
+        with _opened(folder / SINGLE) as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+    raise ValueError(f"{folder}: {_no_weights(folder)}")
+
+
+def _no_weights(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    shards = [n for n in names if n.endswith(".safetensors")]
+    pickles = [n for n in names if n.endswith((".bin", ".pt", ".pth"))]
+    variant = [n for n in shards if n.split(".")[-2] in ("fp16", "bf16", "fp32") or ".fp16-" in n or ".bf16-" in n]
+    if variant:
+        return f"only a weight variant is here ({variant[0]}), expected {SINGLE}; rename it to {variant_free(variant[0])}"
+    if shards:
+        return f"{len(shards)} weight files but no {INDEX}; copy the index from where the folder came from"
+    if pickles:
+        return (
+            f"weights only as pickle ({pickles[0]}), which can run code when opened; get the safetensors "
+            "version of this model, or convert it where it is trusted"
+        )
+    if any(n.endswith(".py") for n in names):
+        return "code and configuration but no weights; copy the .safetensors files too"
+    return f"no weights, expected {SINGLE} or {INDEX} with its files; copy them from where the folder came from"
+
+
+def variant_free(name: str) -> str:
+    """model.fp16.safetensors -> model.safetensors."""
+    parts = [p for p in name.split(".") if p not in ("fp16", "bf16", "fp32")]
+    return ".".join(parts)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(POINTER))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
+    if head == POINTER:
+        raise ValueError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull` where it was cloned")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} ({size:,} bytes) is not a whole safetensors file ({error}); the copy broke off, copy it again"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder, or one sentence about what is there instead."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; copy it again") from None
+    if text.startswith(POINTER.decode()):
+        raise ValueError(f"{path} is a git-lfs pointer, not a file; run `git lfs pull` where it was cloned")
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a JSON {type(tree).__name__}, expected an object; copy it again")
+    return tree
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], file: str = SINGLE) -> None:
+    """One safetensors file, complete or absent: written beside its place, fsynced, renamed."""
+    beside = folder / f".{file}.{os.getpid()}.tmp"
+    try:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, beside, metadata={"format": "pt"})
+        beside.chmod(0o666 & ~_umask())  # safetensors writes 0600; others serve what is trained here
+        settle(beside, folder / file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, complete or absent."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    settle(beside, path)
+
+
+def settle(beside: Path, path: Path) -> None:
+    """Make `beside` durable, then give it its name; the rename itself is made durable too."""
+    sync(beside)
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync one file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a directory, so that names in it survive a power cut (a no-op where that is not possible)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,288 @@
+"""InternVL2 weights: the original `InternVLChatModel` folder and transformers' native one, opened and saved.
+
+`load` builds the module without memory, then takes tensor after tensor from the mapped files; what needs no
+conversion stays mapped. No remote code is run, no tokenizer file is needed when `image_token_id` is passed, and
+nothing is written to the folder. `save` writes new files and renames them, so the folder a net was opened from may
+be saved over.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
+
+from anymix.families.common import shards
+from anymix.families.common.shards import Shards, read_json
+from anymix.families.internvl2 import configs
+from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
+
+SHARD_BYTES = 5 * 2**30  # where the source has no split of its own to keep
+NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".tmp")
+OUR_OWN = ("checkpoints", "best", "run.json", "metrics.jsonl", "report.html", "tensorboard", "wandb", "swanlab")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a net remembers of the folder it was opened from, so that `save` can give the same one back."""
+
+    folder: Path
+    layout: str  # original | native
+    config: dict[str, Any]  # its config.json
+    file_of: dict[str, str] = field(default_factory=dict)  # clean tensor name -> file
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # native tensor name -> dtype in the file
+    tainted: bool = False  # peft marks or unmerged LoRA in the tensor names
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    image_token_id: int | None = None,
+) -> InternVLForConditionalGeneration:
+    """The net of an original or native InternVL2 folder.
+
+    Args:
+        folder: a local folder; resolve a hub id with `anymix.families.common.folders.resolve` first.
+        device, dtype: where the weights go and as what; dtype None keeps each as it is in the file.
+        image_token_id: id of `<IMG_CONTEXT>`; only needed where the folder has no tokenizer to ask.
+
+    Raises ValueError in one sentence for a folder that cannot be opened whole.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "internvl":
+        return _load_native(folder, config, torch.device(device), dtype)
+    if "llm_config" not in config or "vision_config" not in config:
+        raise ValueError(f"{folder}/config.json is no InternVL2 config: it has no llm_config and vision_config")
+    if image_token_id is None:
+        image_token_id = _ask_tokenizer(folder)
+    return _load_original(folder, config, torch.device(device), dtype, image_token_id)
+
+
+def _ask_tokenizer(folder: Path) -> int:
+    from anymix.families.common.words import open_words
+
+    found = open_words(folder).id_of("<IMG_CONTEXT>")
+    if found is None:
+        raise ValueError(f"{folder}: its tokenizer has no <IMG_CONTEXT>; copy its tokenizer files again")
+    return found
+
+
+def _load_original(
+    folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype | None, image_token_id: int
+) -> InternVLForConditionalGeneration:
+    native = configs.native(config, image_token_id)
+    naming = naming_of(config)
+    net = _empty(native)
+    with Shards(folder) as source:
+        pairs = lora_pairs(source)
+        dtypes: dict[str, torch.dtype] = {}
+        for name in source:
+            if is_lora(name):
+                continue
+            plain = clean(name)
+            targets = naming.native(plain)
+            if not targets:
+                raise ValueError(f"{folder}: unknown tensor {name}; this is not an InternVL2 checkpoint as released")
+            whole = source.get(name)
+            if plain in pairs:
+                whole = _merged(whole, source.get(pairs[plain][0]), source.get(pairs[plain][1]))
+            for target, part in zip(targets, naming.split(plain, whole), strict=True):
+                _set(net, target, part, device, dtype, folder)
+                dtypes[target] = source.dtype(name)
+        tainted = any(name != clean(name) or is_lora(name) for name in source)
+        file_of = {clean(name): file for name, file in source.file_of.items() if not is_lora(name)}
+    _finish(net, device, folder)
+    if {**configs.CHAT_DEFAULTS, **config}["ps_version"] == "v1":
+        net.model.multi_modal_projector.register_forward_hook(_transpose_tokens)
+    _remember(net, Origin(folder, "original", config, file_of, dtypes, tainted))
+    return net
+
+
+def _load_native(
+    folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype | None
+) -> InternVLForConditionalGeneration:
+    with Shards(folder) as source:  # its sentences for spoilt folders come before transformers' tracebacks
+        file_dtype = source.dtype(next(iter(source)))
+    net = InternVLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
+    )
+    net.to(device)
+    _remember(net, Origin(folder, "native", config, dtypes=dict.fromkeys(net.state_dict(), file_dtype)))
+    return net
+
+
+def naming_of(config: dict[str, Any]) -> Naming:
+    """How an original config's checkpoint names and fuses its tensors."""
+    llm = config["llm_config"]
+    heads = int(llm.get("num_attention_heads", 1))
+    internlm2 = configs.language_of(config) == "InternLM2ForCausalLM"
+    return Naming(internlm2, heads, int(llm.get("num_key_value_heads") or heads))
+
+
+def _empty(config: InternVLConfig) -> InternVLForConditionalGeneration:
+    """The module with parameters on meta, and real rotary tables (they are computed, not loaded)."""
+    with torch.device("meta"):
+        net = InternVLForConditionalGeneration(config)
+    rotary = net.model.language_model.rotary_emb
+    net.model.language_model.rotary_emb = type(rotary)(config=config.text_config)
+    for module in net.modules():  # native q_norm/k_norm ignore the config's eps; the original does not
+        if type(module).__name__ == "InternVLVisionRMSNorm":
+            module.variance_epsilon = config.vision_config.layer_norm_eps
+    return net
+
+
+def _set(
+    net: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, folder: Path
+) -> None:
+    owner, _, leaf = name.rpartition(".")
+    try:
+        module = net.get_submodule(owner)
+        old = module._parameters[leaf]
+    except (AttributeError, KeyError):
+        old = None
+    if old is None:
+        raise ValueError(f"{folder}: its config.json has no place for tensor {name}; the folder mixes two models")
+    if old.shape != value.shape:
+        raise ValueError(
+            f"{folder}: {name} has shape {tuple(value.shape)}, its config.json expects {tuple(old.shape)}; "
+            "the folder mixes two models"
+        )
+    module._parameters[leaf] = nn.Parameter(value.to(device=device, dtype=dtype or value.dtype))
+
+
+def _finish(net: InternVLForConditionalGeneration, device: torch.device, folder: Path) -> None:
+    missing = [name for name, p in net.named_parameters() if p.is_meta]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; copy it again")
+    net.model.language_model.rotary_emb.to(device)
+    net.config.dtype = next(net.parameters()).dtype
+    if (folder / "generation_config.json").is_file():
+        net.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
+    net.eval()
+
+
+def _remember(net: nn.Module, origin: Origin) -> None:
+    net.anymix_origin = origin
+
+
+def origin_of(net: nn.Module) -> Origin | None:
+    """The folder a net was opened from, if `load` opened it."""
+    return getattr(net, "anymix_origin", None)
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """W + 2 B A: the original code wraps with lora_alpha = 2 r (internvl_chat, wrap_llm_lora / wrap_backbone_lora)."""
+    return (weight.float() + 2.0 * (b.float() @ a.float())).to(weight.dtype)
+
+
+def _transpose_tokens(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    """ps_version v1 leaves the tokens of a tile column by column where v2, and the native net, go row by row.
+
+    The projector works token by token, so turning its output (T, S*S, H) turns the picture."""
+    side = int(out.shape[1] ** 0.5)
+    return out.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------- saving
+
+
+def save(net: nn.Module, folder: str | Path, layout: str = "original") -> None:
+    """Write the net as an original or native folder that others open.
+
+    original: the tensor names, fusions, dtypes and shard files of the source, and every non-weight file of it byte
+    for byte (never run), so that what served the source serves this. native: transformers' own layout. Each file is
+    complete or absent; the folder a net was opened from may be saved over.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if layout == "original":
+        _save_original(net, folder)
+    elif layout == "native":
+        from anymix.families.internvl2.native_files import save_native
+
+        save_native(net, folder)
+    else:
+        raise ValueError(f"layout is original or native, found {layout!r}")
+
+
+def _save_original(net: nn.Module, folder: Path) -> None:
+    origin = origin_of(net)
+    kept = origin if origin is not None and origin.layout == "original" else None
+    config = kept.config if kept else configs.original(net.config)
+    naming = naming_of(config)
+    tensors = dict(net.named_parameters())
+    depth = (len(net.model.vision_tower.encoder.layer), len(net.model.language_model.layers))
+    parts = naming.originals(tensors, depth)
+    dtypes = origin.dtypes if origin else {}
+    plan = _plan({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, kept)
+    for file, names in plan.items():
+        fused = {
+            name: naming.fuse(name, [tensors[p].detach().to("cpu", dtypes.get(p)) for p in parts[name]])
+            for name in names
+        }
+        shards.write(folder, fused, file)
+    carried = set(carry(origin.folder, folder)) if origin else set()
+    if kept is None or kept.tainted:  # new names need a new index, and merged LoRA a config that says so
+        carried.discard(shards.INDEX)
+        config = {**config, "use_llm_lora": 0, "use_backbone_lora": 0}
+        shards.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _index(folder, plan, kept_index=shards.INDEX in carried)
+
+
+def _plan(sizes: dict[str, int], kept: Origin | None) -> dict[str, list[str]]:
+    """File -> tensors: the source's own split where there is one, else files of at most SHARD_BYTES."""
+    plan: dict[str, list[str]] = {}
+    if kept and set(kept.file_of) == set(sizes):
+        for name, file in kept.file_of.items():
+            plan.setdefault(file, []).append(name)
+        return plan
+    groups: list[list[str]] = [[]]
+    room = SHARD_BYTES
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {shards.SINGLE: groups[0]}
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
+
+
+def _index(folder: Path, plan: dict[str, list[str]], kept_index: bool) -> None:
+    """The index of a sharded save, and no weight file of an earlier save left beside the new ones."""
+    if set(plan) == {shards.SINGLE}:
+        (folder / shards.INDEX).unlink(missing_ok=True)
+    elif not kept_index:
+        index = {"metadata": {}, "weight_map": {name: file for file, names in plan.items() for name in names}}
+        shards.write_text(folder / shards.INDEX, json.dumps(index, indent=2) + "\n")
+    for old in folder.glob("model*.safetensors"):
+        if old.name not in plan:
+            old.unlink()
+
+
+def carry(source: Path, folder: Path) -> Iterator[str]:
+    """Copy every non-weight file of `source` beside the new weights, byte for byte; yields their names."""
+    if not source.is_dir():
+        raise ValueError(f"{source}, which the model was opened from, is gone; its tokenizer and code cannot be kept")
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if relative.parts[0] in (".git", *OUR_OWN) or path.is_dir() or path.suffix in NOT_CARRIED:
+            continue
+        target = folder / relative
+        if not (target.exists() and target.samefile(path)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.tmp")
+            shutil.copyfile(path, beside)
+            shards.settle(beside, target)
+        yield str(relative)
