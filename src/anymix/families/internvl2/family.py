@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from anymix.families.common import attention
+from anymix.families.common.recompute import recompute_blocks
 from anymix.families.common.shards import read_json
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import configs, weights
@@ -93,17 +94,22 @@ class InternVL2:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Globs of parameters no loss ever reaches: vision layers behind `select_layer`."""
-        depth = len(self.net.model.vision_tower.encoder.layer)
-        layer = self.net.config.vision_feature_layer
+        """Globs of parameters no loss reaches: vision layers behind `select_layer`, and the tower's key biases.
+
+        A key bias adds the same number to all scores of a query, which softmax ignores: its gradient is rounding
+        noise, and Adam would turn that into steps of full size (2.5e-5 between two splits of the same rows)."""
+        model, config = self.net.model, self.net.config
+        depth, layer = len(model.vision_tower.encoder.layer), config.vision_feature_layer
         used = layer if layer >= 0 else depth + 1 + layer
-        return tuple(f"model.vision_tower.encoder.layer.{i}.*" for i in range(used, depth))
+        behind = tuple(f"{_VISION.replace('*', str(i))}*" for i in range(used, depth))
+        biased = config.vision_config.attention_bias and not config.vision_config.use_qk_norm
+        return (*behind, f"{_VISION}attention.k_proj*.bias") if biased else behind
 
     def checkpoint_activations(self, parts: Sequence[str]) -> None:
         """Recompute the blocks of "language" and/or "vision" in backward."""
         towers = {"language": self.net.model.language_model, "vision": self.net.model.vision_tower}
         for part in parts:
-            towers[part].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_blocks(towers[part])
 
     # -------------------------------------------------------------------------------------------- training
 

@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or absent: everything a run needs to go on bit for bit.
+
+`checkpoints/step-000500/` holds what trains (trained.safetensors, fp32), optimizer.pt (by parameter name), rng.pt
+(every rank's generators) and state.json (step, best validation, the resolved run). It is written under another
+name, fsynced file by file, and renamed: a kill at any byte leaves the one before. Loading runs no pickled code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from anymix.families.common import shards
+
+FOLDER = re.compile(r"step-(\d+)")
+TRAINED, OPTIMIZER, RNG, STATE = "trained.safetensors", "optimizer.pt", "rng.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. The data cursor is the step itself: rows follow from it."""
+
+    step: int = 0  # optimizer steps done
+    updates: int = 0  # of these, the ones that moved the weights (fp16 may skip)
+    best: float | None = None  # lowest validation loss so far
+    best_step: int = 0
+    waited: int = 0  # validations since then
+    validated: int = 0  # step of the last validation
+    scaler: dict[str, Any] | None = None  # fp16 loss scale
+
+
+def save(
+    out: Path,
+    progress: Progress,
+    *,
+    trained: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    rng: list[dict[str, Any]],
+    run: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `progress.step`, then drop all but the newest `keep`."""
+    root = out / "checkpoints"
+    final = root / f"step-{progress.step:06d}"
+    beside = root / f".{final.name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    shards.write(beside, trained, TRAINED)
+    for name, content in ((OPTIMIZER, dict(optimizer)), (RNG, rng)):
+        with open(beside / name, "wb") as file:
+            torch.save(content, file)
+        shards.sync(beside / name)
+    shards.write_text(beside / STATE, json.dumps({"progress": asdict(progress), "run": dict(run)}, indent=1))
+    if final.exists():  # the same step again, after a resume from an older one
+        shutil.rmtree(final)
+    beside.rename(final)
+    shards.sync_folder(root)
+    for old in steps(out)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def note(out: Path, progress: Progress) -> None:
+    """Write down what a validation found beside the checkpoint of the same step, if there is one."""
+    path = out / "checkpoints" / f"step-{progress.step:06d}" / STATE
+    if path.exists():
+        state = json.loads(path.read_text(encoding="utf-8"))
+        shards.write_text(path, json.dumps({**state, "progress": asdict(progress)}, indent=1))
+
+
+def steps(out: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    root = out / "checkpoints"
+    found = [p for p in root.iterdir() if FOLDER.fullmatch(p.name)] if root.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def find(out: Path, resume: str) -> Path | None:
+    """The checkpoint `resume` (auto, never, or a folder) means; None to start anew."""
+    if resume == "never":
+        return None
+    if resume == "auto":
+        whole = steps(out)
+        return whole[-1] if whole else None
+    folder = Path(resume)
+    if not (folder / STATE).is_file():
+        inner = steps(folder)
+        if not inner:
+            raise ValueError(f"resume = {resume}: no checkpoint there; give a folder such as {out}/checkpoints/step-000100")
+        folder = inner[-1]
+    return folder
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as read back."""
+
+    progress: Progress
+    run: dict[str, Any]
+    trained: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    rng: list[dict[str, Any]]
+
+
+def load(folder: Path) -> Saved:
+    """Read a checkpoint. One that cannot be read is an error: skipping it would train other steps than asked."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return Saved(
+            Progress(**state["progress"]),
+            state["run"],
+            load_file(folder / TRAINED),
+            torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+            torch.load(folder / RNG, map_location="cpu", weights_only=True),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"checkpoint {folder} cannot be read ({reason}); delete it to go on from the one before, or use resume=never"
+        ) from None
+
+
+def put_back(net: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Load what trained onto a net prepared in the same way. Raises ValueError when the names or shapes differ."""
+    own = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    if own.keys() != trained.keys():
+        odd = sorted(own.keys() ^ trained.keys())[0]
+        raise ValueError(f"the checkpoint trained other parameters than this run: {odd} is in one of them only")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != trained[name].shape:
+                raise ValueError(f"{name} has shape {tuple(parameter.shape)}, the checkpoint {tuple(trained[name].shape)}")
+            parameter.copy_(trained[name])
+
+
+# settings that may change between the parts of a run without changing what it computes
+FREE = ("device", "nproc", "resume", "data.workers", "data.on_error", "model.path", "train.out", "train.steps",
+        "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep", "train.val_every",
+        "train.patience", "train.log_every", "train.trackers", "train.checkpointing")  # fmt: skip
+
+
+def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first setting that would make the rest of the run another one."""
+    before, after = _flat(saved), _flat(now)
+    for key in sorted(before.keys() | after.keys()):
+        if key.startswith(FREE) or before.get(key) == after.get(key):
+            continue
+        raise ValueError(
+            f"the checkpoint was made with {key} = {before.get(key)!r}, this run has {after.get(key)!r}; put it back, "
+            "or start anew with resume=never or another train.out"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,320 @@
+"""The loop: step, log, save, validate, until the steps are done, the loss stops falling, or somebody asks it to stop.
+
+It knows no family, no file format and no device by name. Weights are saved before anything that could fail
+(validation, checks) runs; SIGTERM saves and ends in good order.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from anymix.adapters import lora
+from anymix.config import Run
+from anymix.data import loader
+from anymix.device import Device, pick, ranks, rng_state, set_rng_state
+from anymix.families.contract import Batch, Family
+from anymix.train import checkpoint, metrics, optim
+from anymix.train.checkpoint import Progress
+from anymix.train.prepare import Prepared, Say, prepare
+from anymix.train.step import Update, held_out_loss
+
+Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
+Check = Callable[[Family, Path, int], Mapping[str, float]]  # family, output folder, step -> values to log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    out: Path
+    step: int
+    steps: int
+    status: str  # finished | early stop | stopped
+    loss: float | None  # of the last step taken
+    best: float | None  # lowest validation loss
+    best_step: int
+
+
+@dataclass
+class _Loop:
+    ready: Prepared
+    me: ranks.Ranks
+    say: Say
+    checks: Sequence[Check]
+    trackers: list[metrics.Tracker]
+    progress: Progress = field(default_factory=Progress)
+    last: Update | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def run(self) -> Run:
+        return self.ready.run
+
+    @property
+    def out(self) -> Path:
+        return Path(self.run.train.out)
+
+
+def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Sequence[Check] = ()) -> Outcome:
+    """Train as `run` says, on this process's device, as one of the ranks torchrun started (or alone).
+
+    `say` gets sentences, `show` every line of metrics, `checks` run after each save (main rank) and their values
+    are logged. Raises ValueError in one sentence for what is wrong with the recipe, the model or a row.
+    """
+    device = pick(run.device, ranks.here().local_rank)
+    with ranks.session(device) as me:
+        tell = say if me.is_main else _nothing
+        tell(f"device: {device.reason}")
+        for setting in device.settings:
+            tell(f"  {setting}")
+        saved = _saved(run)
+        ready = prepare(run, device, me, tell)
+        trackers = _trackers(ready, saved.progress if saved else Progress(), show) if me.is_main else []
+        loop = _Loop(ready, me, tell, checks, trackers)
+        if saved:
+            _resume(loop, saved)
+        _describe(loop, device, "running")
+        try:
+            with _listening(loop.stop):
+                status = _steps(loop)
+                _finish(loop, status)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        outcome = _outcome(loop, status)
+        _describe(loop, device, status)
+        return outcome
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _saved(run: Run) -> checkpoint.Saved | None:
+    found = checkpoint.find(Path(run.train.out), run.resume)
+    if found is None:
+        return None
+    saved = checkpoint.load(found)
+    checkpoint.same_run(saved.run, run.model_dump(mode="json"))
+    return saved
+
+
+def _trackers(ready: Prepared, progress: Progress, show: Show | None) -> list[metrics.Tracker]:
+    out, run = Path(ready.run.train.out), ready.run.model_dump(mode="json")
+    made: list[metrics.Tracker] = [metrics.Journal(out / "metrics.jsonl", progress.step)]
+    made += [metrics.open_tracker(name, out, run) for name in ready.run.train.trackers]
+    if show is not None:
+        made.append(metrics.Terminal(lambda step, values: show(step, ready.steps, values)))
+    return made
+
+
+def _resume(loop: _Loop, saved: checkpoint.Saved) -> None:
+    stepper = loop.ready.stepper
+    checkpoint.put_back(loop.ready.family.net, saved.trained)
+    optim.restore(stepper.optimizer, saved.optimizer)
+    if saved.progress.scaler:
+        stepper.scaler.load_state_dict(saved.progress.scaler)
+    exact = len(saved.rng) == loop.me.world
+    exact &= set_rng_state(stepper.device, saved.rng[loop.me.rank % len(saved.rng)])
+    loop.progress = saved.progress
+    loop.say(f"going on from step {saved.progress.step} of {loop.ready.steps}")
+    if not exact:
+        loop.say("  on another number or kind of devices: rows and order are the same, dropout is drawn anew")
+
+
+# ------------------------------------------------------------------------------------------------- steps
+
+
+def _steps(loop: _Loop) -> str:
+    """Take the remaining steps; -> how it ended."""
+    ready, run = loop.ready, loop.run
+    todo = range(loop.progress.step, ready.steps)
+    if loop.progress.step and _due(loop.progress.step, run.train.val_every, ready) and _validate(loop):
+        return "early stop"  # the run was cut off between saving and validating
+    batches = loader.stream(ready.rows, ready.family.codec, ready.order, ready.split, todo, run.data.workers)
+    clock = time.perf_counter()
+    for step in todo:
+        micro = next(batches)
+        waited = time.perf_counter() - clock
+        _one_step(loop, step, micro, waited, clock)
+        clock = time.perf_counter()
+        done = loop.progress.step
+        stopping = ranks.sum_float(float(loop.stop.is_set())) > 0
+        if _due(done, run.train.save_every, ready) or stopping:
+            _save(loop)
+        if stopping:
+            return "stopped"
+        if _due(done, run.train.val_every, ready) and _validate(loop):
+            return "early stop"
+    return "finished"
+
+
+def _due(step: int, every: int | None, ready: Prepared) -> bool:
+    return step == ready.steps or (step in ready.epoch_ends if every is None else step % every == 0)
+
+
+def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: float) -> None:
+    ready, progress = loop.ready, loop.progress
+    rate = optim.set_rate(ready.stepper.optimizer, optim.factor(progress.updates, ready.steps, loop.run.train))
+    update = ready.stepper.take(micro)
+    scaler = ready.stepper.scaler
+    loop.last = update
+    loop.progress = replace(
+        progress,
+        step=step + 1,
+        updates=progress.updates + update.stepped,
+        scaler=scaler.state_dict() if scaler.is_enabled() else None,
+    )
+    if (step + 1) % loop.run.train.log_every == 0 or step + 1 == ready.steps:
+        seconds = time.perf_counter() - began
+        tokens = sum(batch.host["cu_seqlens"][-1] for batch in micro if "cu_seqlens" in batch.host)
+        values = {"loss": update.loss, "lr": rate, "grad_norm": update.norm, "targets": update.weight,
+                  "epoch": (step + 1) * ready.split.rows / len(ready.rows), "seconds": seconds, "data_wait": waited,
+                  "tokens_per_s": tokens * ready.split.world / seconds}  # fmt: skip
+        _log(loop, values)
+
+
+def _log(loop: _Loop, values: Mapping[str, float]) -> None:
+    for tracker in loop.trackers:
+        tracker.log(values, loop.progress.step)
+
+
+# ------------------------------------------------------------------------------------- saving, validating
+
+
+def _save(loop: _Loop) -> None:
+    ready = loop.ready
+    net, stepper = ready.family.net, ready.stepper
+    states = ranks.gather_objects(rng_state(stepper.device))
+    if loop.me.is_main:
+        folder = checkpoint.save(
+            loop.out,
+            loop.progress,
+            trained={name: p.detach().cpu() for name, p in net.named_parameters() if p.requires_grad},
+            optimizer=optim.state(stepper.optimizer),
+            rng=states,
+            run=loop.run.model_dump(mode="json"),
+            keep=loop.run.train.keep,
+        )
+        if lora.is_attached(net):
+            save_model(ready, folder)  # a checkpoint of a LoRA run opens like any adapter
+        for check in loop.checks:
+            _log(loop, check(ready.family, loop.out, loop.progress.step))
+    ranks.barrier()
+
+
+def save_model(ready: Prepared, folder: Path) -> None:
+    """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
+    family = ready.family
+    if lora.is_attached(family.net):
+        lora.save(family.net, folder, str(ready.run.model.path))
+    else:
+        family.save(folder)
+
+
+def _validate(loop: _Loop) -> bool:
+    """Held-out loss; keep the weights when it is the best so far. -> has it waited long enough to stop?"""
+    ready, run = loop.ready, loop.run
+    if ready.held is None or loop.progress.validated == loop.progress.step:
+        return False
+    batches = loader.once(ready.held, ready.family.codec, ready.split, run.data.workers)
+    stepper, progress = ready.stepper, replace(loop.progress, validated=loop.progress.step)
+    value = held_out_loss(stepper.step, batches, stepper.device, stepper.dtype)
+    if progress.best is None or value < progress.best:
+        loop.progress = replace(progress, best=value, best_step=progress.step, waited=0)
+        if loop.me.is_main:
+            _replace_best(loop)
+    else:
+        loop.progress = replace(progress, waited=progress.waited + 1)
+    _log(loop, {"val_loss": value})
+    mark = " (best so far)" if loop.progress.waited == 0 else f" (best {loop.progress.best:.4f})"
+    loop.say(f"step {progress.step}: validation loss {value:.4f}{mark}")
+    if loop.me.is_main:
+        checkpoint.note(loop.out, loop.progress)
+    ranks.barrier()
+    return run.train.patience is not None and loop.progress.waited >= run.train.patience
+
+
+def _replace_best(loop: _Loop) -> None:
+    best, beside, old = (loop.out / name for name in ("best", ".best.tmp", ".best.old"))
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_model(loop.ready, beside)
+    if best.exists():
+        best.rename(old)
+    beside.rename(best)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish(loop: _Loop, status: str) -> None:
+    """Put the weights to use into the output folder: the best by validation, where there is one, else the last."""
+    if status == "early stop":
+        _save(loop)
+    if status == "stopped" or not loop.me.is_main:
+        return
+    best = loop.out / "best"
+    if best.is_dir():
+        for path in sorted(best.rglob("*")):
+            if path.is_file():
+                target = loop.out / path.relative_to(best)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+        shutil.rmtree(best)
+        loop.say(f"{loop.out} holds the weights of step {loop.progress.best_step}, the best validation loss")
+    elif loop.progress.best is None:
+        save_model(loop.ready, loop.out)
+        loop.say(f"{loop.out} holds the weights of step {loop.progress.step}")
+
+
+class _listening:
+    """SIGTERM (a scheduler's way to ask) sets an event instead of killing the process; the second one kills."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+
+    def __enter__(self) -> None:
+        self.before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._asked)
+
+    def _asked(self, number: int, frame: Any) -> None:
+        self.stop.set()
+        signal.signal(signal.SIGTERM, self.before)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _outcome(loop: _Loop, status: str) -> Outcome:
+    progress = loop.progress
+    loss = loop.last.loss if loop.last else None
+    return Outcome(loop.out, progress.step, loop.ready.steps, status, loss, progress.best, progress.best_step)
+
+
+def _describe(loop: _Loop, device: Device, status: str) -> None:
+    if not loop.me.is_main:
+        return
+    verdict = loop.ready.verdict
+    loop.out.mkdir(parents=True, exist_ok=True)
+    metrics.write_run(
+        loop.out / "run.json",
+        {
+            "status": status,
+            "progress": asdict(loop.progress),
+            "steps": loop.ready.steps,
+            "run": loop.run.model_dump(mode="json"),
+            "device": device.reason,
+            "settings": [str(setting) for setting in device.settings],
+            "world": loop.me.world,
+            "data": {"rows": len(loop.ready.rows), "held_out": len(loop.ready.held or ()), "skipped": verdict.skipped},
+            "versions": metrics.versions(),
+        },
+    )

@@ -1,0 +1,162 @@
+"""From a `Run` to everything its loop needs: model opened, rows checked, adapter attached, parameters frozen.
+
+All that can be wrong with a recipe or its data is found here, before step 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anymix import families
+from anymix.adapters import lora
+from anymix.config import Run
+from anymix.data import conversations
+from anymix.data.check import Verdict, check
+from anymix.data.conversations import Rows
+from anymix.data.loader import Order, Split, hold_out
+from anymix.device import Device, grad_scaler, ranks, seed_everything
+from anymix.families.contract import Family
+from anymix.train import freezing, optim
+from anymix.train.step import Step, Stepper
+
+Say = Callable[[str], None]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to step."""
+
+    run: Run
+    family: Family
+    stepper: Stepper
+    rows: Rows  # to train on
+    held: Rows | None  # to validate on
+    verdict: Verdict  # what the check found among the training rows
+    order: Order
+    split: Split
+    steps: int
+
+    @property
+    def epoch_ends(self) -> frozenset[int]:
+        """Steps after which a pass over the rows is complete."""
+        per_epoch = len(self.rows) / self.split.rows
+        count = int(self.steps / per_epoch + 1e-9)
+        return frozenset(-int(-per_epoch * (e + 1) // 1) for e in range(count)) | {self.steps}
+
+
+def compute_dtype(name: str, device: Device) -> torch.dtype:
+    """The type `model.dtype` means on this device."""
+    return device.dtype if name == "auto" else DTYPES[name]
+
+
+def prepare(run: Run, device: Device, me: ranks.Ranks, say: Say) -> Prepared:
+    """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong."""
+    _ask_for(run)
+    torch.use_deterministic_algorithms(run.train.deterministic)
+    seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
+    family = open_model(run)
+    rows, held, verdict = _rows(run, family, me, say)
+    _choose_what_trains(run, family, say)
+    dtype = compute_dtype(run.model.dtype, device)
+    freezing.settle_precision(family.net, dtype)
+    family.net.to(device.handle)
+    family.net.train()
+    _checkpoint_activations(run, family)
+    split = Split(run.train.batch, run.train.accumulate, me.rank, me.world)
+    steps = run.train.steps or split.steps(len(rows), run.train.epochs)
+    stepper = _stepper(run, family, device, dtype, me)
+    seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
+    say(_plan(len(rows), len(held or ()), split, steps, max(verdict.lengths)))
+    order = Order(len(rows), run.train.seed, run.data.shuffle)
+    return Prepared(run, family, stepper, rows, held, verdict, order, split, steps)
+
+
+def _ask_for(run: Run) -> None:
+    for key, value in (("model.path", run.model.path), ("data.path", run.data.path)):
+        if not value:
+            raise ValueError(f"{key} is not set; put it in the recipe or add {key}=... to the command")
+
+
+def open_model(run: Run) -> Family:
+    """The model on the host, weights as in their files (mapped where possible)."""
+    model = run.model
+    options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
+               "min_tiles": model.min_tiles, "thumbnail": model.thumbnail}  # fmt: skip
+    return families.open_folder(model.path, "cpu", None, **{k: v for k, v in options.items() if v is not None})
+
+
+def _rows(run: Run, family: Family, me: ranks.Ranks, say: Say) -> tuple[Rows, Rows | None, Verdict]:
+    """Rows to train on, rows held out, and the verdict on the former."""
+    data = run.data
+    rows = _read(run, data.path)
+    held: Rows | None = None
+    if isinstance(data.val, float):
+        train, val = hold_out([rows.origin(i) for i in range(len(rows))], data.val, run.train.seed)
+        rows, held = rows.take(train), rows.take(val)
+    elif data.val is not None:
+        held = _read(run, data.val)
+    verdict = _checked(rows, run, family, me, "training", say)
+    if held is not None:
+        held = held.take(_checked(held, run, family, me, "validation", say).good)
+    return rows.take(verdict.good), held, verdict
+
+
+def _read(run: Run, path: str | list[str]) -> Rows:
+    data = run.data
+    return conversations.read(path, data.root, limit=data.limit, split=data.split, image_column=data.image_column)
+
+
+def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, say: Say) -> Verdict:
+    """The verdict on rows, found on one rank and shared."""
+    verdict: Any = None
+    if me.is_main:
+        verdict = check(rows, family.codec, run.data.max_length, run.data.on_error)
+        for note in verdict.notes:
+            say(f"  {note}")
+        if verdict.skipped:
+            say(f"{len(verdict.skipped)} {which} rows are skipped (data.on_error=skip):")
+            for key, reason in verdict.skipped[:20]:
+                say(f"  {key}: {reason}")
+            if len(verdict.skipped) > 20:
+                say(f"  and {len(verdict.skipped) - 20} more, all of them in run.json")
+    shared: Verdict = ranks.broadcast_object(verdict)
+    return shared
+
+
+def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
+    if run.adapter is not None:
+        names = lora.attach(family.net, run.adapter, family.lora_targets, run.model.path)
+        say(f"LoRA rank {run.adapter.rank} on {len(names)} layers: {lora.summary(names)}")
+    freezing.apply(family.net, run.train.freeze, run.train.unfreeze, family.idle)
+    say(freezing.summary(family.net))
+
+
+def _checkpoint_activations(run: Run, family: Family) -> None:
+    parts = [part for part in ("language", "vision") if getattr(run.train.checkpointing, part)]
+    family.checkpoint_activations(parts)
+
+
+def _stepper(run: Run, family: Family, device: Device, dtype: torch.dtype, me: ranks.Ranks) -> Stepper:
+    return Stepper(
+        step=ranks.wrap(Step(family), device),
+        optimizer=optim.build(family.net, run.train, device),
+        scaler=grad_scaler(device, dtype == torch.float16),
+        device=device,
+        dtype=dtype,
+        world=me.world,
+        clip=run.train.clip,
+    )
+
+
+def _plan(rows: int, held: int, split: Split, steps: int, longest: int) -> str:
+    passes, borrowed = steps * split.rows / rows, -steps * split.rows % rows
+    whole = f", the last step filled up with {rows - borrowed} rows of a further one" if 0 < rows - borrowed < split.rows else ""
+    return (
+        f"{rows} rows to train on (the longest has {longest} tokens), {held} to validate; {steps} steps of "
+        f"{split.rows} rows ({split.batch} x {split.accumulate} x {split.world}) = {passes:.3g} passes{whole}"
+    )
