@@ -70,7 +70,7 @@ def _owned(words: Words, message: Message, start: bool, every: bool) -> Iterator
     text, begin = "", 0
     for segment in message if every else _joined(message):
         text += segment.text
-        end = len(words.encode(text, start))
+        end = max(begin, len(words.encode(text, start)))
         yield segment, whole[begin:end] * segment.repeat
         begin = end
 

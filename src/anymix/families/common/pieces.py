@@ -68,6 +68,10 @@ class Pieces:
     def mark_ids(self) -> Iterable[int]:
         return self._texts
 
+    @property
+    def mark_texts(self) -> dict[int, str]:
+        return dict(self._texts)
+
     def encode(self, text: str, start: bool) -> list[int]:
         if not text:
             return []

@@ -107,8 +107,8 @@ def open_words(folder: Path) -> Words:
     if model.exists() or (folder / "vocab.json").exists():
         raise ValueError(
             f"{folder}: tokenizer_config.json names {named or 'no tokenizer_class'}, expected "
-            "InternLM2Tokenizer or LlamaTokenizer beside tokenizer.model, Qwen2Tokenizer beside vocab.json and merges.txt; "
-            "copy the whole model folder again, or add a tokenizer.json"
+            "InternLM2Tokenizer or LlamaTokenizer beside tokenizer.model, or Qwen2Tokenizer beside "
+            "vocab.json and merges.txt; copy the whole model folder again, or add a tokenizer.json"
         )
     raise ValueError(
         f"{folder} holds no tokenizer, expected {_LOOKED_FOR}; copy the whole model folder again"

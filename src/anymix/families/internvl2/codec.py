@@ -70,8 +70,8 @@ class InternVL2Codec:
         for mark in self._marks:
             if self.words.id_of(mark) not in self.words.marks:
                 raise ValueError(
-                    f"the tokenizer does not know {mark} as one token, as template {self.template.name} needs; "
-                    "copy the model's tokenizer files again, or set model.template to the one it learned"
+                    f"the tokenizer does not know {mark} as one token, as template {self.template.name} "
+                    "needs; copy the model's tokenizer files again, or set model.template to its own"
                 )
         if self.normalisation not in tiling.NORMALISATION:
             raise ValueError(
@@ -101,14 +101,17 @@ class InternVL2Codec:
         sentence."""
         tree = {**_DEFAULTS, **config}
         chosen = template_named(template or tree["template"])
-        size = image_size or tree["force_image_size"] or tree["vision_config"]["image_size"]
+        vision = tree.get("vision_config")
+        if not isinstance(vision, Mapping):
+            raise ValueError("config.json has no vision_config, expected InternVL2's; copy config.json again")
+        size = image_size or tree["force_image_size"] or vision.get("image_size", 224)
         tiled = bool(tree["dynamic_image_size"]) or (max_tiles or 1) > 1
         least, most = (tree["min_dynamic_patch"], tree["max_dynamic_patch"]) if tiled else (1, 1)
         return cls(
             open_words(folder),
             chosen,
             size,
-            _tokens_per_tile(size, tree["vision_config"].get("patch_size", 14), tree["downsample_ratio"]),
+            _tokens_per_tile(size, vision.get("patch_size", 14), tree["downsample_ratio"]),
             least if min_tiles is None else min_tiles,
             most if max_tiles is None else max_tiles,
             bool(tree["use_thumbnail"]) if thumbnail is None else thumbnail,
@@ -275,10 +278,6 @@ class InternVL2Codec:
         """A training row, checked."""
         laid = lay(self.words, self._render(conversation, grids), roles=roles)
         self._check_placeholders(laid, grids, conversation.key)
-        if all(label == IGNORE for label in laid.labels):
-            raise SampleError(
-                conversation.key, "no token to learn from", "add the answer, or leave the row out"
-            )
         if self.max_length is not None and len(laid.ids) > self.max_length:
             tiles = self._count(grids)
             pictures = f", {tiles * self.tokens_per_tile} of them for {tiles} picture tiles" if tiles else ""
@@ -312,7 +311,8 @@ class InternVL2Codec:
         return tiling.stack(tiles) if tiles else None
 
 
-# InternVLChatConfig (internvl_chat/internvl/model/internvl_chat/configuration_internvl_chat.py)
+# InternVLChatConfig (internvl_chat/internvl/model/internvl_chat/configuration_internvl_chat.py); 224 and 14 above
+# are InternVisionConfig's
 _DEFAULTS: dict[str, Any] = {
     "downsample_ratio": 0.5, "dynamic_image_size": False, "force_image_size": None, "max_dynamic_patch": 6,
     "min_dynamic_patch": 1, "pad2square": False, "template": None, "use_thumbnail": False,

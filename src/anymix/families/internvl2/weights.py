@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
 
 from anymix.families.common import shards
+from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
@@ -113,9 +114,10 @@ def _load_native(
 ) -> InternVLForConditionalGeneration:
     with Shards(folder) as source:  # its sentences for spoilt folders come before transformers' tracebacks
         file_dtype = source.dtype(next(iter(source)))
-    net = InternVLForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
-    )
+    with quiet():
+        net = InternVLForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
+        )
     net.to(device)
     _remember(net, Origin(folder, "native", config, dtypes=dict.fromkeys(net.state_dict(), file_dtype)))
     return net

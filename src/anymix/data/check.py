@@ -1,0 +1,147 @@
+"""Every row looked at before training: parsed, its pictures found, its length measured.
+
+In go rows (`conversations.Rows`) and, if lengths matter, a codec with
+`measure`; out comes a `Verdict`, or one ValueError that lists what is wrong. No pixel is decoded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from anymix.data.grammar import MARK, EmptyAnswer, drops_first_turn
+from anymix.data.images import image_size
+from anymix.samples import Conversation, SampleError
+
+SHOWN = 10  # problems spelled out in an error; the rest are counted
+
+
+class Measured(Protocol):
+    @property
+    def tokens(self) -> int: ...
+
+
+class Measurer(Protocol):
+    """The part of a codec that is needed here."""
+
+    def measure(self, sample: Conversation) -> Measured: ...
+
+
+class Checkable(Protocol):
+    """Rows that say where each comes from: repeats of a row share their origin."""
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Conversation: ...
+    def record(self, index: int) -> Any: ...
+    def origin(self, index: int) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` found.
+
+    `good` are indices into the rows, in order, repeats included; `lengths` their tokens (empty without a
+    codec); `longest` the index with the most tokens; `skipped` (key, reason) of each row left out, once.
+    """
+
+    rows: int
+    good: list[int]
+    lengths: list[int]
+    longest: int | None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+class TooLong(SampleError):
+    """A row of more tokens than allowed."""
+
+
+def check(
+    rows: Checkable,
+    codec: Measurer | None = None,
+    max_length: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Callable[[int, int], None] | None = None,
+) -> Verdict:
+    """Look at every row once (repeats are not looked at again) and gather all problems.
+
+    `progress(done, total)` is called after each row. With on_error="raise" any problem raises ValueError
+    listing the first ten, one a line; with "skip" they are in the Verdict, and only the lack of any good row
+    raises.
+    """
+    tokens: dict[tuple[int, int], int] = {}
+    problems: dict[tuple[int, int], SampleError] = {}
+    oddities: Counter[str] = Counter()
+    for index in range(len(rows)):
+        origin = rows.origin(index)
+        if origin not in tokens and origin not in problems:
+            try:
+                conversation = rows[index]
+                tokens[origin] = check_row(conversation, codec, max_length)
+                oddities.update(_oddities(rows.record(index), conversation))
+            except SampleError as error:
+                problems[origin] = error
+        if progress is not None:
+            progress(index + 1, len(rows))
+    if not len(rows):
+        raise ValueError("there are no rows in the data; check data.path, data.limit and repeat_time")
+    good = [index for index in range(len(rows)) if rows.origin(index) in tokens]
+    if problems and (on_error == "raise" or not good):
+        raise ValueError(_report(list(problems.values()), len(tokens) + len(problems), bool(good)))
+    lengths = [tokens[rows.origin(index)] for index in good] if codec is not None else []
+    longest = good[max(range(len(good)), key=lengths.__getitem__)] if lengths else None
+    skipped = [(error.key, f"{error.found}; {error.remedy}") for error in problems.values()]
+    notes = tuple(f"rows {what}: {count}" for what, count in oddities.items())
+    return Verdict(len(rows), good, lengths, longest, skipped, rows.notes + notes)
+
+
+def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
+    """What is taken as the original takes it, and a person should hear of once."""
+    if drops_first_turn(record):
+        yield "beginning with an answer, which is left out"
+    if not conversation.images and any(
+        MARK in turn.text for turn in conversation.turns if turn.role == "user"
+    ):
+        yield f"with {MARK} but without a picture, where the mark is text"
+
+
+def check_row(
+    conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None
+) -> int:
+    """Tokens of a row (0 without a codec). Raises SampleError for a picture that cannot be opened, a row the
+    codec cannot encode, and one longer than `max_length` tokens."""
+    for ref in conversation.images:
+        image_size(ref, conversation.key)
+    tokens = codec.measure(conversation).tokens if codec is not None else 0
+    if max_length is not None and tokens > max_length:
+        pictures = len(conversation.images)
+        smaller = "lower model.max_tiles, " if pictures else ""
+        found = f"the row has {tokens} tokens, more than the {max_length} of data.max_length"
+        raise TooLong(conversation.key, found, f"raise data.max_length, {smaller}or shorten the text")
+    return tokens
+
+
+def _kind(error: SampleError) -> str:
+    if isinstance(error, EmptyAnswer):
+        return "empty answers"
+    if isinstance(error, TooLong):
+        return "too long"
+    return "pictures" if error.found.startswith("picture ") else "rows that cannot be read"
+
+
+def _report(problems: Sequence[SampleError], total: int, some_good: bool) -> str:
+    kinds = Counter(map(_kind, problems))
+    counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+    skip = ", or set data.on_error=skip to leave them out" if some_good else ""
+    head = f"{len(problems)} of {total} rows cannot be used ({counts}); correct them{skip}"
+    lines = [f"  {error}" for error in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  and {len(problems) - SHOWN} more")
+    return "\n".join([head, *lines])
+
+
+__all__ = ["Checkable", "Measurer", "TooLong", "Verdict", "check", "check_row"]

@@ -1,0 +1,87 @@
+"""Recipes: what people mistype, and what they may write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anymix import config
+from anymix.config import Run, load
+
+
+def test_a_recipe_with_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("model: {path: m}\ntrain:\n  lr: 1e-4\n  checkpointing: false\n")
+    run = load(recipe, ["train.steps=7", "device=npu:1", "data.path=[a.jsonl, b.jsonl]", "adapter.rank=4"])
+    assert (run.train.lr, run.train.steps, run.device) == (1e-4, 7, "npu:1")
+    assert run.data.path == ["a.jsonl", "b.jsonl"]
+    assert run.adapter is not None and run.adapter.rank == 4
+    assert not run.train.checkpointing.language and not run.train.checkpointing.vision
+    assert load(recipe, ["adapter=true"]).adapter is not None
+    assert load(recipe, ["adapter.rank=4", "adapter=false"]).adapter is None
+
+
+def test_json_and_the_way_back(tmp_path: Path) -> None:
+    run = load({"model": {"path": "m"}, "train": {"lr_by": {"lm_head.*": 1e-5}}, "data": {"val": 0.1}})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    assert load(path) == run
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train.learning_rate=1"], r"unknown key train\.learning_rate.*--help-keys"),
+        (["train.bacth=2"], r"unknown key train\.bacth, did you mean train\.batch\?"),
+        (["lr=1e-4"], r"unknown key lr, did you mean train\.lr\?"),
+        (["modle.path=x"], r"unknown key modle, did you mean model"),
+        (["train.lr=fast"], r"train\.lr = 'fast': Input should be a valid number"),
+        (["train.steps=0"], r"train\.steps = 0: Input should be greater than 0"),
+        (["model.dtype=int8"], r"model\.dtype = 'int8'"),
+        (["data.val=1.5"], "data.val is a path or a share between 0 and 1, not 1.5"),
+        (["train.patience=2"], "train.patience needs data.val"),
+        (["train"], "an override reads section.key=value, found 'train'"),
+        (["device.kind=npu"], "unknown key device|device"),
+        (["train.lr=[1"], r"the value of train\.lr cannot be read"),
+        (["resume="], "resume"),
+    ],
+)
+def test_mistakes_get_one_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load({"model": {"path": "m"}}, words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("model: {path: [", "is not valid yaml"), ("- a\n- b\n", "holds list, expected sections"), ("", "holds NoneType")],
+)
+def test_broken_files_get_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="no recipe at"):
+        load(tmp_path / "b.yaml")
+
+
+def test_an_override_reaches_into_a_plain_value() -> None:
+    with pytest.raises(ValueError, match="reaches into lr, which is a plain value"):
+        load({"train": {"lr": 1e-4}}, ["train.lr.peak=1"])
+
+
+def test_help_names_every_key_with_type_default_and_meaning() -> None:
+    rows = list(config.keys())
+    names = [name for name, *_ in rows]
+    assert len(names) == len(set(names)) > 50
+    assert all(kind and default and meaning for _, kind, default, meaning in rows)
+    found = {name: (kind, default) for name, kind, default, _ in rows}
+    assert found["train.lr"] == ("number", "0.0001")
+    assert found["train.schedule"] == ("constant|linear|cosine", '"cosine"')
+    assert found["adapter"] == ("section", "null")
+
+
+def test_a_run_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Run().device = "cpu"  # type: ignore[misc]
