@@ -1,0 +1,107 @@
+"""What the rest of the house asks of a device: precision, waiting, memory, random state.
+
+Every function takes the `Device` that `pick` gave, so that nobody else names one. Memory in bytes.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anymix.device.choose import Device
+
+PROC = Path("/proc/self")
+
+
+def autocast(device: Device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Compute in `dtype` where that is safe; nothing at all for fp32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.kind, dtype=dtype)
+
+
+def grad_scaler(device: Device, enabled: bool) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; a scaler that passes everything through when not enabled."""
+    return torch.amp.GradScaler(device.kind, enabled=enabled)
+
+
+def synchronize(device: Device) -> None:
+    """Wait until the device has done all it was given: before reading a clock, never inside a step."""
+    if device.kind != "cpu":
+        torch.get_device_module(device.kind).synchronize(device.index)
+
+
+def supports_fused_adamw(device: Device) -> bool:
+    """Does torch.optim.AdamW(fused=True) run natively here?"""
+    return "fused_adamw" in device.capabilities
+
+
+def peak_memory(device: Device) -> int:
+    """Most bytes held since `reset_peak_memory`: by torch on a card, by the whole process on a CPU."""
+    if device.kind != "cpu":
+        return int(torch.get_device_module(device.kind).max_memory_allocated(device.index))
+    try:
+        status = (PROC / "status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def reset_peak_memory(device: Device) -> bool:
+    """Start measuring anew. False where the system cannot (macOS, locked containers): the peak is then of the
+    process's whole life."""
+    if device.kind != "cpu":
+        torch.get_device_module(device.kind).reset_peak_memory_stats(device.index)
+        return True
+    try:
+        (PROC / "clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+    except OSError:
+        return False
+    return True
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy, torch and every card of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: Device) -> dict[str, Any]:
+    """State of every generator a run draws from: plain types and tensors, so torch.load needs no pickle."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (str(name), np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "kind": device.kind,
+    }
+    if device.kind != "cpu":
+        state["device"] = torch.get_device_module(device.kind).get_rng_state(device.index)
+    return state
+
+
+def set_rng_state(device: Device, state: dict[str, Any]) -> bool:
+    """Put back what `rng_state` gave. False when the state is of another kind of device: the host's
+    generators are restored, the card's own (which drives dropout) is not, and the caller should say so."""
+    version, keys, rest = state["python"]
+    random.setstate((version, tuple(keys), rest))
+    name, numbers, *more = state["numpy"]
+    np.random.set_state((name, np.array(numbers, dtype=np.uint32), *more))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["kind"] != device.kind:
+        return False
+    if device.kind != "cpu":
+        torch.get_device_module(device.kind).set_rng_state(state["device"].cpu(), device.index)
+    return True

@@ -1,0 +1,104 @@
+"""Precision, memory and random state as the loop uses them, on the CPU."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anymix.device import (
+    autocast,
+    grad_scaler,
+    peak_memory,
+    pick,
+    reset_peak_memory,
+    rng_state,
+    runtime,
+    seed_everything,
+    set_rng_state,
+    supports_fused_adamw,
+    synchronize,
+)
+
+CPU = pick("cpu")
+
+
+def _draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_autocast_computes_in_the_asked_type_and_fp32_is_untouched() -> None:
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    with autocast(CPU, torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert layer(x).dtype is torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_scaler_that_is_off_passes_through() -> None:
+    loss = torch.tensor(2.0)
+    assert grad_scaler(CPU, enabled=False).scale(loss) is loss
+    assert grad_scaler(CPU, enabled=True).scale(loss) > loss
+
+
+def test_fused_adamw_is_claimed_where_it_runs() -> None:
+    assert supports_fused_adamw(CPU)
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    torch.optim.AdamW([weight], fused=True).step()
+    assert (weight < 1).all()
+    assert not supports_fused_adamw(replace(CPU, capabilities=frozenset()))
+
+
+def test_random_state_survives_a_file_without_pickle_and_repeats_every_generator() -> None:
+    seed_everything(7)
+    _draw()
+    file = io.BytesIO()
+    torch.save(rng_state(CPU), file)
+    expected = [_draw() for _ in range(3)]
+    np.random.standard_normal()  # leaves a cached number behind
+    file.seek(0)
+    assert set_rng_state(CPU, torch.load(file, weights_only=True)) is True
+    assert [_draw() for _ in range(3)] == expected
+    seed_everything(7)
+    first = _draw()
+    seed_everything(7)
+    assert _draw() == first
+
+
+def test_state_of_another_kind_of_device_is_told() -> None:
+    state = rng_state(CPU) | {"kind": "elsewhere"}
+    expected = _draw()
+    assert set_rng_state(CPU, state) is False
+    assert _draw() == expected  # the host's generators are back all the same
+
+
+def test_peak_memory_sees_a_tensor_and_forgets_it_after_a_reset() -> None:
+    anew, size = reset_peak_memory(CPU), 64 << 20
+    before = peak_memory(CPU)
+    block = torch.ones(size, dtype=torch.uint8)
+    synchronize(CPU)
+    assert peak_memory(CPU) >= before + (size * 3 // 4 if anew else 0)
+    del block
+    if anew:
+        high = peak_memory(CPU)
+        reset_peak_memory(CPU)
+        assert peak_memory(CPU) < high
+
+
+def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "PROC", tmp_path / "absent")
+    assert reset_peak_memory(CPU) is False
+    assert 10 << 20 < peak_memory(CPU) < 1 << 42
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB on Linux")
+def test_rusage_and_proc_count_in_the_same_unit() -> None:
+    assert 0.01 < peak_memory(CPU) / runtime._peak_of_process() < 2  # a wrong unit is a factor of 1024
