@@ -1,0 +1,115 @@
+"""`open_family`: one door for a model folder, a hub id, an adapter folder, and what a training run left.
+
+An adapter is opened onto the model it was trained from, which its adapter_config.json names. Nothing is
+merged, and neither folder is written to.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anymix.adapters import files, lora
+from anymix.device import Device, pick
+from anymix.families import open_folder
+from anymix.families.common.folders import looks_like_id, resolve
+from anymix.families.common.shards import read_json
+from anymix.families.contract import Family
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+log = logging.getLogger(__name__)
+
+
+def open_family(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    *,
+    base: str | Path | None = None,
+    **options: Any,
+) -> Family:
+    """Open what `path` names, ready to answer or to train on.
+
+    Args:
+        path: a model folder or hub id, an adapter folder, or the output folder of a finished run.
+        device: auto, npu, npu:1, cuda, cuda:0 or cpu.
+        dtype: of the weights: a torch dtype, bf16, fp16, fp32, auto (what the device computes best in), or
+            None to keep each as it is in its file. Adapter weights are fp32 always.
+        base: for an adapter folder, the model to open it onto instead of the one it names.
+        options: override what the model's config says of its codec (template, image_size, max_tiles, ...).
+
+    Raises ValueError in one sentence for what cannot be opened whole, or an adapter that changes nothing.
+    """
+    picked = pick(str(device))
+    kind = _dtype(dtype, picked)
+    folder = resolve(path)
+    if files.is_adapter(folder):
+        under = base_of(folder, base)
+        family = open_folder(under, picked.handle, kind, **options)
+        _compare(folder, under)
+        lora.load(family.net, folder, must_change=True)
+        return family
+    if base is not None:
+        raise ValueError(f"base is for adapter folders, and {folder} has no {files.CONFIG}; leave base out")
+    _refuse_unfinished(folder)
+    return open_folder(folder, picked.handle, kind, **options)
+
+
+def _dtype(dtype: torch.dtype | str | None, device: Device) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return device.dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is auto, {', '.join(DTYPES)}, found {dtype!r}")
+    return DTYPES[dtype]
+
+
+def base_of(adapter: Path, base: str | Path | None = None) -> Path:
+    """The local folder of the model under an adapter folder.
+
+    Without `base`: the recorded folder, as it is or seen from the adapter's own, or the recorded hub id
+    wherever `resolve` finds it. Raises ValueError in one sentence when it is gone."""
+    if base is not None:
+        return resolve(base)
+    recorded = read_json(adapter / files.CONFIG).get("base_model_name_or_path")
+    remedy = "pass base= (on the command line --base) with the folder of that model"
+    if not recorded:
+        raise ValueError(f"{adapter} does not say which model it adapts; {remedy}")
+    for candidate in (Path(recorded).expanduser(), adapter / recorded):
+        if candidate.is_dir():
+            return candidate
+    if not looks_like_id(recorded):
+        raise ValueError(f"{adapter} adapts {recorded}, which is gone; {remedy}")
+    try:
+        return resolve(recorded)
+    except ValueError as error:
+        raise ValueError(f"{adapter} adapts {recorded}, which cannot be opened ({error}); {remedy}") from None
+
+
+def _compare(adapter: Path, base: Path) -> None:
+    recorded = files.read_header(adapter).get(files.FINGERPRINT)
+    if recorded and recorded != files.fingerprint(base):
+        log.warning(
+            "%s was trained on other weight files than those in %s: its answers may differ", adapter, base
+        )
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """A run that was cut off has checkpoints and no weights of its own."""
+    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return
+    found = [p for p in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+    if not found:
+        raise ValueError(f"{folder} is a run that has saved nothing yet; let it train on")
+    newest = max(found, key=lambda p: int(p.name.removeprefix("step-")))
+    remedy = (
+        "open that"
+        if files.is_adapter(newest)
+        else "the same train command goes on from it and then saves the model"
+    )
+    raise ValueError(f"{folder} is a run that has not finished, its newest checkpoint is {newest}; {remedy}")
