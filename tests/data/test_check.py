@@ -124,7 +124,7 @@ def test_what_the_original_passes_over_in_silence_is_noted(tmp_path):
     greeted = {"conversations": [{"from": "gpt", "value": "Hi"}, *json.loads(row("a"))["conversations"]]}
     verdict = check(rows(tmp_path, json.dumps(greeted), row("What is <image>?"), row("b")))
     assert verdict.notes == (
-        "rows beginning with an answer, which is left out: 1",
+        "rows beginning with an answer, which most templates leave out: 1",
         "rows with <image> but without a picture, where the mark is text: 1",
     )
 

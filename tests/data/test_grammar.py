@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anymix.data.grammar import EmptyAnswer, Reading, drops_first_turn, parse
+from anymix.data.grammar import EmptyAnswer, Reading, opens_with_answer, parse
 from anymix.samples import Conversation, ImageRef, SampleError
 
 KEY = "rows.jsonl:7"
@@ -56,8 +56,6 @@ def test_golden_conversations_parse_to_what_the_original_puts_in_its_prompts():
         images = [] if case["text_only"] else [f"{n}.png" for n in range(case["num_image"])]
         record = row(*case["conversations"], image=images)
         turns = read(record, root="pics").turns
-        if drops_first_turn(record):
-            record = row(*record["conversations"][1:])
         roles = {"human": "user", "gpt": "assistant", "system": "system"}
         assert [t.role for t in turns] == [roles[t["from"]] for t in record["conversations"]]
         n = 0
@@ -126,11 +124,12 @@ def test_marks_and_pictures_must_agree(text, images, found):
     assert found in problem(row(human(text), gpt("x"), image=images))
 
 
-def test_only_a_leading_gpt_turn_is_dropped():
+def test_only_one_leading_gpt_turn_may_stand():
     record = row(gpt("Welcome <image>!"), human("Hi"), gpt("Hello"), image="a.png")
-    assert drops_first_turn(record)
-    assert parts(read(record)) == [("user", ["<a.png>", "\nHi"]), ("assistant", ["Hello"])]
-    assert "turn 1 is the assistant's" in problem(row(gpt("a"), gpt("b"), human("c"), gpt("d")))
+    assert opens_with_answer(record)
+    opening = ("assistant", ["Welcome <image>!"])
+    assert parts(read(record)) == [opening, ("user", ["<a.png>", "\nHi"]), ("assistant", ["Hello"])]
+    assert "turn 2 is the assistant's" in problem(row(gpt("a"), gpt("b"), human("c"), gpt("d")))
     system = {"from": "system", "value": "s"}
     assert "turn 2 is the assistant's" in problem(row(system, gpt("b"), human("c"), gpt("d")))
     assert "no turns" in problem(row(gpt("only")))

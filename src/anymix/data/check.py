@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from anymix.data.grammar import MARK, EmptyAnswer, drops_first_turn
+from anymix.data.grammar import MARK, EmptyAnswer, opens_with_answer
 from anymix.data.images import image_size
 from anymix.samples import Conversation, SampleError
 
@@ -101,8 +101,8 @@ def check(
 
 def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
     """What is taken as the original takes it, and a person should hear of once."""
-    if drops_first_turn(record):
-        yield "beginning with an answer, which is left out"
+    if opens_with_answer(record):
+        yield "beginning with an answer, which most templates leave out"
     if not conversation.images and any(
         MARK in turn.text for turn in conversation.turns if turn.role == "user"
     ):

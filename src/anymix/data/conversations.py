@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from anymix.data.check import Verdict, check, check_row
-from anymix.data.grammar import Reading, drops_first_turn, parse
+from anymix.data.grammar import Reading, opens_with_answer, parse
 from anymix.data.tables import open_arrow, read_table, refuse_unreadable
 from anymix.samples import Conversation, ImageRef, SampleError
 
@@ -386,6 +386,6 @@ def missing_images(conversation: Conversation) -> list[ImageRef]:
 
 
 __all__ = [
-    "Block", "JsonLines", "Listed", "Rows", "Source", "Verdict", "check", "check_row", "drops_first_turn",
+    "Block", "JsonLines", "Listed", "Rows", "Source", "Verdict", "check", "check_row", "opens_with_answer",
     "missing_images", "read",
 ]  # fmt: skip

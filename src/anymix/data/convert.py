@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from anymix.data.check import SHOWN
 from anymix.data.conversations import Rows, read
-from anymix.data.grammar import MARK, Reading, drops_first_turn, parse
+from anymix.data.grammar import MARK, Reading, opens_with_answer, parse
 from anymix.data.images import FORMATS
 from anymix.data.tables import Table, read_table
 from anymix.samples import Conversation, ImageRef, SampleError
@@ -227,7 +227,7 @@ def _rewritten(
 
 def _refuse_loss(record: Mapping[str, Any], key: str) -> None:
     """What the reader passes over, a rewritten row would lose."""
-    if drops_first_turn(record):
+    if opens_with_answer(record):
         raise SampleError(key, "the row begins with an answer, which training leaves out", "delete that turn")
     for turn in record.get("conversations") or record.get("messages") or []:
         if not isinstance(turn, dict):

@@ -11,7 +11,7 @@ the row itself:
 
 Rules of the original InternVL2 code that are kept (internvl_chat/internvl/train/internvl_chat_finetune.py and
 dataset.py at 2410d1db): a single picture nobody points at stands at the beginning of the first question, a
-leading gpt turn is dropped, and without pictures a literal `<image>` is text. Where the original would train
+row may open with one gpt turn, and without pictures a literal `<image>` is text. Where the original would train
 on something else than the row says (marks that do not match the pictures, turns out of order), the row is
 refused. Text is kept verbatim: stripping and roles belong to the codec.
 """
@@ -72,13 +72,13 @@ def parse(record: Any, key: str, how: Reading) -> Conversation:
     _refuse_video(record, key)
     said = _turns(record, key, how)
     _place(said, _images(record, key, how), key)
-    _check_order(said, key, how.need_answers)
+    _check_order(said, key, how.need_answers, opens_with_answer(record))
     turns = tuple(Turn(turn.role, _merged(turn.pieces)) for turn in said)
     return Conversation(turns, key, how.max_tiles, how.degrade)
 
 
-def drops_first_turn(record: Mapping[str, Any]) -> bool:
-    """Does `parse` leave out a leading gpt turn of this row, as the original does?"""
+def opens_with_answer(record: Mapping[str, Any]) -> bool:
+    """Does this row begin with a gpt turn? It is kept: whether it is left out is for the template to say."""
     entries = record.get("conversations")
     first = entries[0] if isinstance(entries, list) and entries else None
     speaker = first.get("from") if isinstance(first, Mapping) else None
@@ -97,8 +97,6 @@ def _turns(record: Mapping[str, Any], key: str, how: Reading) -> list[_Said]:
         if not isinstance(entries, list) or not entries:
             found = f"{named[0]} is {'empty' if entries == [] else _type(entries)}, expected a list of turns"
             raise SampleError(key, found, "write the turns or delete the row")
-        if drops_first_turn(record):
-            entries = entries[1:]
         return [said for entry in entries for said in _entry(entry, key, how)]
     if record.get("question") is not None:
         asked = _Said("user", [_text(record["question"], key)])
@@ -166,9 +164,9 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
-def _check_order(said: list[_Said], key: str, need_answers: bool) -> None:
+def _check_order(said: list[_Said], key: str, need_answers: bool, answer_first: bool) -> None:
     """system?, then user and assistant by turns, every answer with a word in it."""
-    talk = said[1:] if said and said[0].role == "system" else said
+    talk = said[1:] if said and (said[0].role == "system" or answer_first) else said
     if not talk:
         raise SampleError(key, "the conversation has no turns", "write a question and its answer")
     for n, turn in enumerate(talk):

@@ -74,6 +74,10 @@ class Codec(Protocol):
         """Items to one batch. The only place that counts."""
         ...
 
+    def still(self) -> Any:
+        """The same codec without augmentation, for validation."""
+        ...
+
     def measure(self, sample: Any) -> Size:
         """The size `encode` would give, without decoding pixels. Raises the same SampleErrors."""
         ...
@@ -88,7 +92,9 @@ class Family(Protocol):
     net: nn.Module  # ONE module holding all that trains
     frozen: Mapping[str, nn.Module]  # what never trains and may leave the device
     blocks: tuple[type[nn.Module], ...]  # what checkpointing and sharding wrap
-    lora_targets: tuple[str, ...]  # full-match patterns over module names
+    lora_targets: Mapping[str, tuple[str, ...]]  # part -> full-match patterns over module names
+    idle: tuple[str, ...]  # globs of parameters no loss reaches; they never train
+    layout: str  # of the folder it was opened from: original | native
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss over the batch, fp32, shape (). No host sync, no branch on values, no device by name."""
@@ -98,8 +104,8 @@ class Family(Protocol):
         """Recompute block activations in backward for the named parts ("language", "vision")."""
         ...
 
-    def save(self, folder: Path, layout: str = "original") -> None:
-        """Weights and everything beside them, in a layout others open."""
+    def save(self, folder: Path, layout: str = "original", dtype: torch.dtype | None = None) -> None:
+        """Weights and everything beside them, in a layout others open; dtype None keeps what the source had."""
         ...
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import golden_conversations as golden
 from anymix.families.common.laying import Message, text_of
-from anymix.families.internvl2.templates import TEMPLATES, Template, question, render, template_named
+from anymix.families.internvl2.templates import TEMPLATES, Template, render, template_named
 from anymix.samples import Conversation, ImageRef, Part, Role, SampleError, Turn
 
 PICTURE = ImageRef("a.jpg")
@@ -146,17 +146,6 @@ def test_a_prompt_ends_with_a_question() -> None:
     row = conversation(("user", "a"), ("assistant", "b"))
     with pytest.raises(SampleError, match="end the conversation with a user turn"):
         render(TEMPLATES["Hermes-2"], row, [], answer=True)
-
-
-def test_pictures_beside_a_question() -> None:
-    a, b = ImageRef("a"), ImageRef("b")
-    assert question("What?", []) == ("What?",)
-    assert question("Is <image> a tag?", []) == ("Is <image> a tag?",)
-    assert question("What?", [a]) == (a, "\nWhat?")
-    assert question("Look at <image>.", [a]) == ("Look at ", a, ".")
-    assert question("Same?", [a, b]) == ("Image-1: ", a, "\nImage-2: ", b, "\nSame?")
-    with pytest.raises(ValueError, match="1 <image> marks for 2 pictures"):
-        question("Look at <image>.", [a, b])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
     for candidate in local_candidates(name, environ):
         if candidate.is_dir():
             return candidate
+    if folder.parent.is_dir():
+        raise ValueError(f"there is no folder {path}{_nearest(folder)}")
     return _download(name, environ)
 
 

@@ -156,11 +156,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], file: str = SINGLE) -> None:
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], file: str = SINGLE, metadata: Mapping[str, str] | None = None
+) -> None:
     """One safetensors file, complete or absent: written beside its place, fsynced, renamed."""
     beside = folder / f".{file}.{os.getpid()}.tmp"
     try:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, beside, metadata={"format": "pt"})
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, beside, {"format": "pt", **(metadata or {})})
         beside.chmod(0o666 & ~_umask())  # safetensors writes 0600; others serve what is trained here
         settle(beside, folder / file)
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,10 @@ class InternVL2Codec:
     @property
     def std(self) -> tiling.Colour:
         return tiling.NORMALISATION[self.normalisation][1]
+
+    def still(self) -> InternVL2Codec:
+        """The same codec without augmentation, for validation."""
+        return replace(self, augment=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""
@@ -311,8 +315,8 @@ class InternVL2Codec:
         return tiling.stack(tiles) if tiles else None
 
 
-# InternVLChatConfig (internvl_chat/internvl/model/internvl_chat/configuration_internvl_chat.py); 224 and 14 above
-# are InternVisionConfig's
+# InternVLChatConfig (internvl_chat/internvl/model/internvl_chat/configuration_internvl_chat.py); the 224 and
+# 14 above are InternVisionConfig's.
 _DEFAULTS: dict[str, Any] = {
     "downsample_ratio": 0.5, "dynamic_image_size": False, "force_image_size": None, "max_dynamic_patch": 6,
     "min_dynamic_patch": 1, "pad2square": False, "template": None, "use_thumbnail": False,

@@ -206,6 +206,11 @@ class InternVL2:
         """Answer tokens to text, template tokens left out."""
         return self.codec.decode(ids)
 
-    def save(self, folder: Path, layout: str = "original") -> None:
+    @property
+    def layout(self) -> str:
+        origin = weights.origin_of(self.net)
+        return origin.layout if origin else "native"
+
+    def save(self, folder: Path, layout: str = "original", dtype: torch.dtype | None = None) -> None:
         """Write weights and every file beside them; `layout` is original or native."""
-        weights.save(self.net, folder, layout)
+        weights.save(self.net, folder, layout, dtype)

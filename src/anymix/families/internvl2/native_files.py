@@ -14,6 +14,7 @@ from typing import Any
 
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, processors
+import torch
 from torch import nn
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -29,7 +30,7 @@ from anymix.families.internvl2.weights import Origin, carry, origin_of
 PROBES = ("Hello, world", " two  spaces ", "a\n\nb\n", "书生多模态 InternVL2 0123 3.14", "naïve 🚀 \u200b", "\t{}[]|\\")
 
 
-def save_native(net: nn.Module, folder: Path) -> None:
+def save_native(net: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Weights in transformers' own names and the dtype they came in, and everything its classes ask for.
 
     Raises ValueError where the native layout has no place for the model (ps_version v1), or its tokenizer cannot be
@@ -42,7 +43,7 @@ def save_native(net: nn.Module, folder: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
-        _weights(net, origin, config, beside)
+        _weights(net, origin, config, beside, dtype)
         if origin is not None and origin.layout == "native":
             for _ in carry(origin.folder, folder):
                 continue
@@ -55,9 +56,11 @@ def save_native(net: nn.Module, folder: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _weights(net: nn.Module, origin: Origin | None, config: dict[str, Any], folder: Path) -> None:
+def _weights(
+    net: nn.Module, origin: Origin | None, config: dict[str, Any], folder: Path, dtype: torch.dtype | None
+) -> None:
     dtypes = origin.dtypes if origin else {}
-    tensors = {name: t.detach().to("cpu", dtypes.get(name)) for name, t in net.state_dict().items()}
+    tensors = {name: t.detach().to("cpu", dtype or dtypes.get(name)) for name, t in net.state_dict().items()}
     setattr(net.config, configs.ORIGIN_KEY, config)
     with quiet():
         net.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]

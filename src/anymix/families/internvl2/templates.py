@@ -18,7 +18,6 @@ from itertools import pairwise
 from anymix.families.common.laying import Message, Segment
 from anymix.samples import Conversation, ImageRef, Part, SampleError, Turn
 
-IMAGE = "<image>"  # where a picture stands in raw questions; never in a rendered prompt
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 _SHANGHAI = (
@@ -92,31 +91,6 @@ def template_named(name: str | None) -> Template:
     near = difflib.get_close_matches(name or "", TEMPLATES, n=1, cutoff=0.4)
     hint = f"model.template={near[0]}" if near else "model.template=NAME"
     raise ValueError(f"config.json names the template {name!r}, expected one of {known}; set {hint}")
-
-
-def question(text: str, images: Sequence[ImageRef]) -> tuple[Part, ...]:
-    """A question typed beside pictures, as parts of a turn. `<image>` says where a picture stands; without
-    one, a single picture comes first on its own line, and several come as `Image-1: <image>` lines, as the
-    model was taught. Raises ValueError when marks and pictures do not match in number."""
-    marks = text.count(IMAGE) if images else 0
-    if images and not marks:
-        lines = (
-            [f"Image-{n}: {IMAGE}\n" for n in range(1, len(images) + 1)]
-            if len(images) > 1
-            else [f"{IMAGE}\n"]
-        )
-        text, marks = "".join(lines) + text, len(images)
-    if marks != len(images):
-        raise ValueError(
-            f"the question has {marks} {IMAGE} marks for {len(images)} pictures; write one for each, or none"
-        )
-    if not images:
-        return (text,)
-    words = text.split(IMAGE)
-    parts: list[Part] = [words[0]]
-    for image, after in zip(images, words[1:], strict=True):
-        parts += [image, after]
-    return tuple(part for part in parts if part != "")
 
 
 def render(

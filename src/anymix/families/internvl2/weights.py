@@ -198,8 +198,10 @@ def _transpose_tokens(module: nn.Module, args: Any, out: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- saving
 
 
-def save(net: nn.Module, folder: str | Path, layout: str = "original") -> None:
-    """Write the net as an original or native folder that others open.
+def save(
+    net: nn.Module, folder: str | Path, layout: str = "original", dtype: torch.dtype | None = None
+) -> None:
+    """Write the net as an original or native folder that others open; dtype None keeps what the source had.
 
     original: the tensor names, fusions, dtypes and shard files of the source, and every non-weight file of it byte
     for byte (never run), so that what served the source serves this. native: transformers' own layout. Each file is
@@ -208,16 +210,16 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original") -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "original":
-        _save_original(net, folder)
+        _save_original(net, folder, dtype)
     elif layout == "native":
         from anymix.families.internvl2.native_files import save_native
 
-        save_native(net, folder)
+        save_native(net, folder, dtype)
     else:
         raise ValueError(f"layout is original or native, found {layout!r}")
 
 
-def _save_original(net: nn.Module, folder: Path) -> None:
+def _save_original(net: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
     origin = origin_of(net)
     kept = origin if origin is not None and origin.layout == "original" else None
     config = kept.config if kept else configs.original(net.config)
@@ -225,7 +227,7 @@ def _save_original(net: nn.Module, folder: Path) -> None:
     tensors = dict(net.named_parameters())
     depth = (len(net.model.vision_tower.encoder.layer), len(net.model.language_model.layers))
     parts = naming.originals(tensors, depth)
-    dtypes = origin.dtypes if origin else {}
+    dtypes = dict.fromkeys(tensors, dtype) if dtype or not origin else origin.dtypes
     plan = _plan({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, kept)
     for file, names in plan.items():
         fused = {
@@ -234,9 +236,10 @@ def _save_original(net: nn.Module, folder: Path) -> None:
         }
         shards.write(folder, fused, file)
     carried = set(carry(origin.folder, folder)) if origin else set()
-    if kept is None or kept.tainted:  # new names need a new index, and merged LoRA a config that says so
+    if kept is None or kept.tainted or dtype:  # new names or sizes: a new index, and a config that says so
         carried.discard(shards.INDEX)
         config = {**config, "use_llm_lora": 0, "use_backbone_lora": 0}
+        config |= {"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {}
         shards.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     _index(folder, plan, kept_index=shards.INDEX in carried)
 
