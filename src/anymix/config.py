@@ -35,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Model(Section):
     path: str = _key("", "folder or hub id of the model to start from")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
-        "auto", "compute type; auto is bf16 where the device has it, else fp32. What trains is kept in fp32 always"
+        "auto", "compute type; auto is bf16, fp16 on cards without it, fp32 on a CPU. What trains is kept in fp32 always"
     )
     template: str | None = _key(None, "conversation template; default: the one the model's config names")
     image_size: Positive | None = _key(None, "edge of a tile in pixels; default: the model's own")

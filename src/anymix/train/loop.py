@@ -224,7 +224,7 @@ def _validate(loop: _Loop) -> bool:
     ready, run = loop.ready, loop.run
     if ready.held is None or loop.progress.validated == loop.progress.step:
         return False
-    batches = loader.once(ready.held, ready.family.codec, ready.split, run.data.workers)
+    batches = loader.once(ready.held, ready.family.codec.still(), ready.split, run.data.workers)
     stepper, progress = ready.stepper, replace(loop.progress, validated=loop.progress.step)
     value = held_out_loss(stepper.step, batches, stepper.device, stepper.dtype)
     if progress.best is None or value < progress.best:

@@ -131,8 +131,10 @@ def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, 
 def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
     if run.adapter is not None:
         names = lora.attach(family.net, run.adapter, family.lora_targets, run.model.path)
-        say(f"LoRA rank {run.adapter.rank} on {len(names)} layers: {lora.summary(names)}")
+        say(f"LoRA rank {lora.settings_of(family.net).r} on {len(names)} layers: {lora.summary(names)}")
     freezing.apply(family.net, run.train.freeze, run.train.unfreeze, family.idle)
+    if run.adapter is not None:
+        lora.extras(family.net)  # what a PEFT folder has no place for stops the run here
     say(freezing.summary(family.net))
 
 
