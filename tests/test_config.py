@@ -56,7 +56,11 @@ def test_mistakes_get_one_sentence(words: list[str], sentence: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("model: {path: [", "is not valid yaml"), ("- a\n- b\n", "holds list, expected sections"), ("", "holds NoneType")],
+    [
+        ("model: {path: [", "is not valid yaml"),
+        ("- a\n- b\n", "holds list, expected sections"),
+        ("", "holds NoneType"),
+    ],
 )
 def test_broken_files_get_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "a.yaml").write_text(text)

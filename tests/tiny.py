@@ -29,10 +29,7 @@ _KINDS = {
 }
 WORDS = 488  # entries of both tokenizers; Phi-3's four marks follow them
 PHI3_MARKS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
-SYSTEM = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
-    "英文名叫InternVL, 是一个有用无害的人工智能助手。"
-)
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
 
 def tiny_internvl2(
@@ -67,11 +64,7 @@ def tiny_internvl2(
         "num_hidden_layers": vision_layers,
     }  # fmt: skip
     _write_json(folder / "config.json", tree)
-    shapes = (
-        _vision(tree["vision_config"])
-        | _projector(vision_hidden, hidden)
-        | _language(llm, tree["llm_config"])
-    )
+    shapes = _vision(tree["vision_config"]) | _projector(vision_hidden, hidden) | _language(llm, tree["llm_config"])
     draw = torch.Generator().manual_seed(seed)
     tensors = {name: _random(name, shape, draw).to(dtype) for name, shape in shapes.items()}
     _save(folder, tensors, shards)
@@ -87,9 +80,7 @@ def _config(llm: Language, vocab: int, image_size: int, max_tiles: int, **top: A
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.02,
         "tie_word_embeddings": False, "torch_dtype": "float32", "use_cache": True,
     }  # fmt: skip
-    language |= (
-        {"bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.0}} if llm == "internlm2" else {}
-    )
+    language |= {"bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.0}} if llm == "internlm2" else {}
     language |= {"sliding_window": 32768, "use_sliding_window": False} if llm == "qwen2" else {}
     auto = "modeling_internvl_chat.InternVLChatModel"
     return {
@@ -194,9 +185,7 @@ def _save(folder: Path, tensors: dict[str, Tensor], shards: int) -> None:
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     size = sum(t.nbytes for t in tensors.values())
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _carried(folder: Path, llm: Language) -> None:
@@ -205,13 +194,9 @@ def _carried(folder: Path, llm: Language) -> None:
         shutil.copyfile(file, folder / file.name)
     if llm == "phi3":
         _add_phi3_marks(folder)
-    _write_json(
-        folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"}
-    )
+    _write_json(folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"})
     for name in ("configuration_internvl_chat.py", "modeling_internvl_chat.py", "conversation.py"):
-        (folder / name).write_text(
-            f"raise RuntimeError('{name} of the model folder was run')\n", encoding="utf-8"
-        )
+        (folder / name).write_text(f"raise RuntimeError('{name} of the model folder was run')\n", encoding="utf-8")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# InternVL2-Tiny 书生\n", encoding="utf-8")
 
 

@@ -35,7 +35,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Model(Section):
     path: str = _key("", "folder or hub id of the model to start from")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
-        "auto", "compute type; auto is bf16, fp16 on cards without it, fp32 on a CPU. What trains is kept in fp32 always"
+        "auto",
+        "compute type; auto is bf16, fp16 on cards without it, fp32 on a CPU. What trains is kept in fp32 always",
     )
     template: str | None = _key(None, "conversation template; default: the one the model's config names")
     image_size: Positive | None = _key(None, "edge of a tile in pixels; default: the model's own")
@@ -153,9 +154,9 @@ def _read(source: str | Path | None) -> dict[str, Any]:
     if source is None:
         return {}
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = _found(Path(source)).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"no recipe at {source}; `ls recipes` lists those that come with anymix") from None
+        raise ValueError(f"no recipe at {source}; those that come with anymix are {shipped_recipes()}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {source} cannot be read: {error}") from None
     try:
@@ -165,6 +166,19 @@ def _read(source: str | Path | None) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"recipe {source} holds {type(tree).__name__}, expected sections such as model: and train:")
     return tree
+
+
+def shipped_recipes() -> str:
+    """Names of the recipes in the package (beside the sources in a checkout), by comma."""
+    here = Path(__file__).parent
+    folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
+    return ", ".join(f"recipes/{p.name}" for p in sorted(folder.glob("*.yaml"))) or "not installed"
+
+
+def _found(path: Path) -> Path:
+    """The recipe, or the one of its name that comes with the package: `recipes/x.yaml` works anywhere."""
+    shipped = Path(__file__).parent / "recipes" / path.name
+    return shipped if not path.exists() and path.parent.name == "recipes" and shipped.exists() else path
 
 
 def _value(key: str, text: str) -> Any:

@@ -71,9 +71,7 @@ def by_formula(base: Path, adapter: Path) -> dict[str, Tensor]:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(
-            found[name], expected[name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
@@ -181,9 +179,7 @@ def test_what_cannot_be_exact_is_refused(tmp_path: Path) -> None:
         fused.save_original(net, tmp_path / "a", fused.naming_of(net), base)
     layers = "model.language_model.layers.0.self_attn"
     net = trained(base, targets=[f"{layers}.q_proj"])
-    net.get_parameter(f"{layers}.k_proj.weight").requires_grad_(
-        True
-    )  # beside wqkv's own LoRA in the original
+    net.get_parameter(f"{layers}.k_proj.weight").requires_grad_(True)  # beside wqkv's own LoRA in the original
     lora.extras(net)
     with pytest.raises(ValueError, match=r"attention\.wqkv\.weight trains in a module where LoRA adapts"):
         fused.save_original(net, tmp_path / "a", fused.naming_of(net), base)

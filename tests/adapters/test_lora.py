@@ -30,9 +30,7 @@ def test_fresh_adapter_changes_nothing_and_alone_trains(base: Path) -> None:
     assert lora.adapted(net) == names and lora.is_attached(net)
     assert all(".lora_" in name for name in lora.trainable(net))
     assert len(lora.trainable(net)) == 2 * len(names)
-    assert next(iter(lora.layers(net).values())).scaling == {
-        "default": 2.0
-    }  # alpha is 2 r where none is given
+    assert next(iter(lora.layers(net).values())).scaling == {"default": 2.0}  # alpha is 2 r where none is given
 
 
 def test_dropout_sleeps_in_a_net_that_infers(base: Path) -> None:
@@ -113,9 +111,7 @@ def test_plain_peft_opens_our_folder_to_the_same_outputs(
 def test_modules_trained_beside_travel_whole(base: Path, tmp_path: Path) -> None:
     net = attached(base)
     for name, parameter in net.named_parameters():
-        if name.startswith((PROJECTOR, "lm_head", "model.language_model.norm")) or name.endswith(
-            "layer.0.lambda_1"
-        ):
+        if name.startswith((PROJECTOR, "lm_head", "model.language_model.norm")) or name.endswith("layer.0.lambda_1"):
             parameter.requires_grad_(True)
     train(net)
     lora.save(net, tmp_path / "a", base)
@@ -139,9 +135,7 @@ def test_modules_trained_beside_travel_whole(base: Path, tmp_path: Path) -> None
 def test_an_extra_that_shares_its_module_with_lora_is_refused(base: Path, tmp_path: Path) -> None:
     net = attached(base, parts=["vision"])
     net.get_parameter("model.vision_tower.encoder.layer.1.lambda_2").requires_grad_(True)
-    with pytest.raises(
-        ValueError, match=r"layer\.1\.lambda_2 trains in a module where LoRA adapts .*freeze it"
-    ):
+    with pytest.raises(ValueError, match=r"layer\.1\.lambda_2 trains in a module where LoRA adapts .*freeze it"):
         lora.extras(net)
     with pytest.raises(ValueError, match="lambda_2"):
         lora.save(net, tmp_path / "a", base)
@@ -206,9 +200,7 @@ def test_we_open_what_plain_peft_saves(base: Path, tmp_path: Path, extra: list[s
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape", "config", "truncated", "pickle", "pointer"])
-def test_a_tampered_folder_is_refused_and_leaves_the_net_alone(
-    base: Path, tmp_path: Path, fault: str
-) -> None:
+def test_a_tampered_folder_is_refused_and_leaves_the_net_alone(base: Path, tmp_path: Path, fault: str) -> None:
     net = attached(base, targets=ATTENTION)
     train(net)
     lora.save(net, tmp_path, base)
@@ -257,9 +249,7 @@ def test_a_tampered_folder_is_refused_and_leaves_the_net_alone(
         ({"modules_to_save": ["score"]}, "brings a whole score"),
     ],
 )
-def test_what_we_cannot_read_whole_is_refused(
-    base: Path, tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_what_we_cannot_read_whole_is_refused(base: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     lora.save(attached(base), tmp_path, base)
     config = json.loads((tmp_path / files.CONFIG).read_text())
     (tmp_path / files.CONFIG).write_text(json.dumps({**config, **change}))

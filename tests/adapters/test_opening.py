@@ -72,9 +72,7 @@ def test_adapter_finds_its_base(base: Path, tmp_path: Path, monkeypatch: pytest.
     # a hub id, where models are kept by hand
     lora.save(made.net, tmp_path / "b", "OpenGVLab/base")
     monkeypatch.setenv("ANYMIX_MODELS", str(base.parent))
-    assert (
-        json.loads((tmp_path / "b" / files.CONFIG).read_text())["base_model_name_or_path"] == "OpenGVLab/base"
-    )
+    assert json.loads((tmp_path / "b" / files.CONFIG).read_text())["base_model_name_or_path"] == "OpenGVLab/base"
     assert torch.equal(answer(open_family(tmp_path / "b", "cpu")), answer(made))
 
 
@@ -127,9 +125,7 @@ def test_output_folders_of_runs(base: Path, tmp_path: Path) -> None:
     for step in (90, 100):
         (out / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     (out / "checkpoints" / ".step-000110.tmp").mkdir()
-    with pytest.raises(
-        ValueError, match=r"not finished, its newest checkpoint is .*step-000100; the same train"
-    ):
+    with pytest.raises(ValueError, match=r"not finished, its newest checkpoint is .*step-000100; the same train"):
         open_family(out, "cpu")
     made = adapter(out / "checkpoints" / "step-000100", base)
     with pytest.raises(ValueError, match=r"step-000100; open that"):

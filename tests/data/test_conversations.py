@@ -340,9 +340,7 @@ def test_a_downloaded_data_set_folder_with_plain_parquet(home, tmp_path):
 
 
 def test_a_hub_id_that_cannot_be_had_is_a_sentence(home, monkeypatch):
-    monkeypatch.setattr(
-        home, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no\nnetwork"))
-    )
+    monkeypatch.setattr(home, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no\nnetwork")))
     text = error("someone/some-data")
     assert "someone/some-data cannot be opened (no network)" in text and "download it first" in text
 

@@ -107,15 +107,11 @@ def test_faults_of_the_table_are_named_by_line(tmp_path):
     assert "3 rows name a picture that is not there: line 3: " in text
     assert "scans/1 (did you mean 1.png?)" in text and "line 5" in text and "correct or delete" in text
     path = sheet(tmp_path, "0.png,1,2,3,4", "1.png,1,2,3,4", "./0.png,5,6,7,8")
-    assert "1 row name a picture that has a row already: line 4: " in error(
-        path
-    ) and "(first in line 2)" in error(path)
+    assert "1 row name a picture that has a row already: line 4: " in error(path) and "(first in line 2)" in error(path)
     path = sheet(tmp_path, "0.png,1,2,3,4", ",1,2,3,4", ",5,6,7,8")
     assert "2 rows lack a picture: line 3, line 4" in error(path)
     path = sheet(tmp_path, "0.png,,2,3,4", "1.png, ,2,3,4")
-    assert "2 rows have no no to answer with: line 2, line 3" in error(
-        path, answer_columns=["no"], plain=True
-    )
+    assert "2 rows have no no to answer with: line 2, line 3" in error(path, answer_columns=["no"], plain=True)
     many = sheet(tmp_path, *[f"x{n}.png,1,2,3,4" for n in range(14)])
     assert "14 rows name" in error(many) and "and 4 more" in error(many)
     assert "nothing below it" in error(sheet(tmp_path))
@@ -212,9 +208,7 @@ def test_relative_paths_follow_the_file_or_stay_under_a_root(tmp_path):
 
 
 def test_pairs_and_pictures_in_messages_become_internvl_rows(tmp_path):
-    pairs = write(
-        tmp_path / "pairs.jsonl", [{"image": "a.png", "conversations": [["<image>\nQ", "A"], ["B", "C"]]}]
-    )
+    pairs = write(tmp_path / "pairs.jsonl", [{"image": "a.png", "conversations": [["<image>\nQ", "A"], ["B", "C"]]}])
     convert(pairs, tmp_path / "out.jsonl")
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert row == {"image": "a.png", "conversations": turns("<image>\nQ", "A", "B", "C")}
@@ -291,9 +285,7 @@ def test_a_failed_conversion_keeps_the_file_that_was_there(tmp_path):
 def test_meta_files_with_settings_are_refused(tmp_path):
     write(tmp_path / "rows.jsonl", ROWS)
     for field in ({"repeat_time": 2}, {"repeat_time": 0.5}, {"data_augment": True}, {"max_dynamic_patch": 3}):
-        (tmp_path / "meta.json").write_text(
-            json.dumps({"s": {"root": ".", "annotation": "rows.jsonl", **field}})
-        )
+        (tmp_path / "meta.json").write_text(json.dumps({"s": {"root": ".", "annotation": "rows.jsonl", **field}}))
         with pytest.raises(ValueError, match="settings no row can hold"):
             convert(tmp_path / "meta.json", tmp_path / "out.jsonl")
 

@@ -191,11 +191,7 @@ def test_rows_to_be_answered_may_end_with_the_question():
         row(human("<image>\na"), gpt(""), image="x"),
         {"question": "a", "image": "x"},
         {"question": "a", "answer": None, "image": "x"},
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "a"}]}
-            ]
-        },
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "a"}]}]},
     ]
     for record in open_ended:
         assert read(record, need_answers=False).turns[0].role == "user"

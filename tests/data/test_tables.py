@@ -67,9 +67,7 @@ def test_columns_are_found_by_name_or_the_nearest_is_named(tmp_path):
 
 
 def test_bad_tables_are_one_sentence(tmp_path):
-    assert "line 3 has 3 cells, the first row names 2 columns; put a value" in error(
-        tmp_path, "a,b\n1,2\n3,1,234\n"
-    )
+    assert "line 3 has 3 cells, the first row names 2 columns; put a value" in error(tmp_path, "a,b\n1,2\n3,1,234\n")
     assert "line 2 has 1 cells" in error(tmp_path, "a,b\n1\n2,3\n")
     assert "line 2 is no csv" in error(tmp_path, 'a,b\n"x"y,1\n')
     assert "empty (0 bytes)" in error(tmp_path, "")

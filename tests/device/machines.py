@@ -47,9 +47,7 @@ class Machine:
         return self.answers[command[-1] if command[0] == sys.executable else command[0]]
 
 
-def host(
-    root: Path, *, has: Mapping[str, str] | None = None, commands: Sequence[str] = (), **more: Any
-) -> Host:
+def host(root: Path, *, has: Mapping[str, str] | None = None, commands: Sequence[str] = (), **more: Any) -> Host:
     has = {"torch": "2.7.1+cpu"} if has is None else has
     settings: dict[str, Any] = {
         "environ": {"HOME": "/home/me"},
@@ -61,9 +59,7 @@ def host(
         "system": "Linux",
         "cores": 8,
     } | more
-    return Host(
-        root=root, installed=has.get, which=lambda name: name if name in commands else None, **settings
-    )
+    return Host(root=root, installed=has.get, which=lambda name: name if name in commands else None, **settings)
 
 
 def ascend(root: Path, cann: str = "8.5.0", driver: str = "25.3.rc1", machine: str = "aarch64") -> Path:
@@ -74,9 +70,7 @@ def ascend(root: Path, cann: str = "8.5.0", driver: str = "25.3.rc1", machine: s
     info = f"package_name=Ascend-cann-toolkit\nversion={cann}\ninnerversion=V100R001\n"
     (toolkit / "latest" / f"{machine}-linux" / "ascend_toolkit_install.info").write_text(info)
     (root / "usr/local/Ascend/driver").mkdir()
-    (root / "usr/local/Ascend/driver/version.info").write_text(
-        f"Version={driver}\nascendhal_version=7.35.23\n"
-    )
+    (root / "usr/local/Ascend/driver/version.info").write_text(f"Version={driver}\nascendhal_version=7.35.23\n")
     (root / "dev").mkdir()
     (root / "dev/davinci0").touch()
     return root

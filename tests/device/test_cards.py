@@ -86,9 +86,7 @@ def test_a_cpu_build_beside_an_nvidia_card(tmp_path: Path) -> None:
 
 
 def test_an_nvidia_driver_older_than_torch(tmp_path: Path) -> None:
-    warned = (
-        "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
-    )
+    warned = "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
     machine = Machine({**GPU, "cuda": Ran(0, lines({"cards": 0}), warned)})
     finding = only(cards.cuda(host(tmp_path, run=machine, commands=["nvidia-smi"])))
     assert "driver is older" in finding.what and "ask IT" in finding.fix

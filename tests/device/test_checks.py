@@ -86,9 +86,7 @@ def test_network_says_what_the_environment_says(tmp_path: Path) -> None:
 
 def test_space_and_memory(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text(
-        "MemTotal:  16777216 kB\nMemFree: 1 kB\nMemAvailable:  2097152 kB\n"
-    )
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  16777216 kB\nMemFree: 1 kB\nMemAvailable:  2097152 kB\n")
     (tmp_path / "dev/shm").mkdir(parents=True)
     findings = checks.space(host(tmp_path, free=lambda path: GIB // 16 if path.name == "shm" else 5 * GIB))
     assert [f.level for f in findings] == ["note", "note", "note", "note"]
@@ -116,8 +114,6 @@ def test_imports_are_tried_for_real_and_a_crash_names_its_module(
     (tmp_path / "raising_one.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     (tmp_path / "crashing_one.py").write_text("import os; os.abort()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    broken = checks.broken_imports(
-        Host(os.environ), ["sound_one", "raising_one", "crashing_one", "never_reached"]
-    )
+    broken = checks.broken_imports(Host(os.environ), ["sound_one", "raising_one", "crashing_one", "never_reached"])
     assert broken.keys() == {"raising_one", "crashing_one"}
     assert "nms does not exist" in broken["raising_one"] and "signal 6" in broken["crashing_one"]

@@ -48,9 +48,7 @@ def test_an_unknown_name_lists_the_known_ones(want: str) -> None:
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_cuda_without_a_cuda_build_is_an_error_not_the_cpu() -> None:
-    with pytest.raises(
-        ValueError, match=r"device = cuda cannot be used: this torch \(.*\) is built without CUDA"
-    ):
+    with pytest.raises(ValueError, match=r"device = cuda cannot be used: this torch \(.*\) is built without CUDA"):
         pick("cuda")
 
 

@@ -57,9 +57,7 @@ def test_this_machine_is_examined_without_importing_torch_and_in_time() -> None:
     )
     began = time.monotonic()
     environ = {**os.environ, "PYTHONPATH": str(SRC)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=55
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 20
     found = {topic: (level, what) for level, topic, what in json.loads(done.stdout)}

@@ -198,9 +198,7 @@ def test_attaching_every_parameter_changes_neither_loss_nor_gradients() -> None:
 
 def test_half_an_environment_of_torchrun_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(
-        ValueError, match=r"WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set .*nproc=N"
-    ):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set .*nproc=N"):
         ranks.here()
 
 

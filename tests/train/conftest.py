@@ -11,10 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import anymix
 from drawn import rows
 from tiny import tiny_internvl2
-
-import anymix
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +25,9 @@ def _imported() -> None:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_internvl2(tmp_path_factory.mktemp("model") / "m", layers=1, vision_layers=1, hidden=32, vision_hidden=16)
+    return tiny_internvl2(
+        tmp_path_factory.mktemp("model") / "m", layers=1, vision_layers=1, hidden=32, vision_hidden=16
+    )
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,14 @@ def recipe(model: Path, cards: Path, tmp_path: Path) -> Recipe:
         tree: dict[str, Any] = {
             "model": {"path": str(model)},
             "data": {"path": str(cards), "workers": 0},
-            "train": {"out": str(tmp_path / "out"), "batch": 2, "accumulate": 2, "steps": 3, "lr": 1e-3, "warmup": 0},
+            "train": {
+                "out": str(tmp_path / "out"),
+                "batch": 2,
+                "accumulate": 2,
+                "steps": 3,
+                "lr": 1e-3,
+                "warmup": 0,
+            },
             "device": "cpu",
             **sections,
         }

@@ -122,7 +122,9 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(recipe: Any, tmp_path: P
     recipe_file.write_text(json.dumps(cut.model_dump(mode="json")))
     killed = 0
     for wait in (0.0, 0.004, 0.008, 0.016):
-        process = subprocess.Popen([sys.executable, "-c", LINE, str(recipe_file)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", LINE, str(recipe_file)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         writing = set(root.glob(".*")) if root.exists() else set()
         while process.poll() is None and not (root.exists() and set(root.glob(".*.tmp")) - writing):
             time.sleep(0.001)
@@ -143,7 +145,9 @@ def test_sigterm_saves_and_exits_0(recipe: Any, tmp_path: Path) -> None:
     run = recipe("train.steps=100000", "train.save_every=100000")
     recipe_file = tmp_path / "run.json"
     recipe_file.write_text(json.dumps(run.model_dump(mode="json")))
-    process = subprocess.Popen([sys.executable, "-c", LINE, str(recipe_file)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", LINE, str(recipe_file)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     lines = Path(run.train.out) / "metrics.jsonl"
     while process.poll() is None and not (lines.exists() and lines.stat().st_size):
         time.sleep(0.05)
@@ -164,8 +168,8 @@ def test_best_weights_are_kept_and_waiting_ends(recipe: Any) -> None:
     assert outcome.status == "early stop" and outcome.step < 20
     assert outcome.best == min(values) and values[-1] > min(values)
     assert not (outcome.out / "best").exists() and (outcome.out / "model.safetensors").exists()
-    held = anymix.train(anymix.load(run.model_dump(), [f"model.path={outcome.out}", f"train.out={outcome.out}/again",
-                                                      "train.lr=1e-30", "train.steps=1", "resume=never"]), say=quiet)  # fmt: skip
+    words = [f"model.path={outcome.out}", f"train.out={outcome.out}/again", "train.lr=1e-30", "train.steps=1"]
+    held = train(anymix.load(run.model_dump(), words))
     assert held.best == pytest.approx(outcome.best, rel=1e-5)
 
 
@@ -229,7 +233,10 @@ def test_checkpointing_lowers_memory(recipe: Any) -> None:
 def test_what_is_wrong_is_found_before_step_1(recipe: Any, tmp_path: Path) -> None:
     for words, sentence in (
         (["model.path=''"], "model.path is not set"),
-        (["train.freeze=[model.vison_tower.*]"], r"model\.vison_tower\.\* matches no parameter, did you mean model.vision_tower"),
+        (
+            ["train.freeze=[model.vison_tower.*]"],
+            r"model\.vison_tower\.\* matches no parameter, did you mean model.vision_tower",
+        ),
         (["train.freeze=['*']"], "everything is frozen"),
         (["train.lr_by={lm_hed.*: 1e-4}"], r"lr_by: lm_hed\.\* matches no parameter that trains"),
         (["train.optimizer=prodigy.Nope"], "neither adamw, adafactor, sgd nor a class that can be imported"),
@@ -247,7 +254,10 @@ def test_freezing_and_rates_by_glob(recipe: Any) -> None:
                  "train.lr_by={lm_head.*: 0.01}", "train.weight_decay=0")  # fmt: skip
     train(run)
     names = weights(run).keys()
-    assert {name.split(".")[0 if name.startswith("lm") else 1] for name in names} == {"lm_head", "multi_modal_projector"}
+    assert {name.split(".")[0 if name.startswith("lm") else 1] for name in names} == {
+        "lm_head",
+        "multi_modal_projector",
+    }
     start = anymix.open_family(run.model.path, device="cpu").net
     moved = {name: float((weights(run)[name] - start.get_parameter(name).detach()).abs().max()) for name in names}
     assert moved["lm_head.weight"] == pytest.approx(0.01, rel=1e-3)

@@ -76,9 +76,7 @@ def whole(alpha: float) -> float | int:
 def read_config(folder: Path) -> LoraConfig:
     """The settings of an adapter folder. Raises ValueError for what is no LoRA, or none read whole here."""
     if not is_adapter(folder):
-        raise ValueError(
-            f"{folder} has no {CONFIG}, so it is not an adapter folder; give the one training wrote"
-        )
+        raise ValueError(f"{folder} has no {CONFIG}, so it is not an adapter folder; give the one training wrote")
     tree = shards.read_json(folder / CONFIG)
     if tree.get("peft_type") != "LORA":
         raise ValueError(f"{folder} is a {tree.get('peft_type')} adapter, expected LORA (LoRA or DoRA)")
@@ -90,9 +88,7 @@ def read_config(folder: Path) -> LoraConfig:
         )
     unread = [key for key in _UNREAD if tree.get(key)] + ["bias"] * (tree.get("bias", "none") != "none")
     if unread:
-        raise ValueError(
-            f"{folder} uses peft's {unread[0]}, which anymix does not read; merge it with peft first"
-        )
+        raise ValueError(f"{folder} uses peft's {unread[0]}, which anymix does not read; merge it with peft first")
     try:
         settings = LoraConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
@@ -118,9 +114,7 @@ def _opened(folder: Path) -> Any:
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         why = "only adapter_model.bin, a pickle, which can run code when opened" if pickled else "no weights"
-        raise ValueError(
-            f"{folder} holds {why}, expected {WEIGHTS}; copy it from where the adapter was trained"
-        )
+        raise ValueError(f"{folder} holds {why}, expected {WEIGHTS}; copy it from where the adapter was trained")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

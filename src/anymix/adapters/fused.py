@@ -59,9 +59,7 @@ def save_original(
     names. Raises ValueError in one sentence for what such a folder cannot hold exactly.
     """
     _refuse(net)
-    state = {
-        name.replace(".base_layer.", "."): p for name, p in net.named_parameters() if ".lora_" not in name
-    }
+    state = {name.replace(".base_layer.", "."): p for name, p in net.named_parameters() if ".lora_" not in name}
     depth = (len(net.model.vision_tower.encoder.layer), len(net.model.language_model.layers))
     layout = naming.originals(state, depth)
     found = _factors(lora.layers(net), naming, layout, state)
@@ -83,16 +81,12 @@ def _refuse(net: nn.Module) -> None:
     settings = lora.settings_of(net)
     advice = "merge it instead (anymix merge)"
     if settings.use_dora:
-        raise ValueError(
-            f"a DoRA adapter is not written for the original network, whose servers refuse it; {advice}"
-        )
+        raise ValueError(f"a DoRA adapter is not written for the original network, whose servers refuse it; {advice}")
     if settings.lora_bias:
         raise ValueError(f"an adapter with lora_bias is not written for the original network; {advice}")
     odd = [name for name, layer in lora.layers(net).items() if lora.NAME not in layer.lora_A]
     if odd:
-        raise ValueError(
-            f"{odd[0]} is an adapted embedding, which is not written for the original network; {advice}"
-        )
+        raise ValueError(f"{odd[0]} is an adapted embedding, which is not written for the original network; {advice}")
 
 
 def _factors(

@@ -36,9 +36,7 @@ log = logging.getLogger(__name__)
 # ------------------------------------------------------------------------------------------------- attaching
 
 
-def attach(
-    net: nn.Module, config: Adapter, targets: Mapping[str, Sequence[str]], base: str = ""
-) -> list[str]:
+def attach(net: nn.Module, config: Adapter, targets: Mapping[str, Sequence[str]], base: str = "") -> list[str]:
     """Put a fresh adapter, or the one of `config.init`, into `net`; returns the names of the adapted modules.
 
     `targets` holds the family's patterns for each of `config.parts`; `base` is what the net was opened from.
@@ -89,9 +87,7 @@ def match(net: nn.Module, patterns: Iterable[str]) -> list[str]:
             what = f"only {other}, a {type(modules[other]).__name__}" if other else "no module"
             near = difflib.get_close_matches(pattern, {*able, *map(_glob, able)}, n=1, cutoff=0)
             tail = f", the nearest is {near[0]}" if near else ""
-            raise ValueError(
-                f"adapter target {pattern} matches {what}, expected linear or convolution layers{tail}"
-            )
+            raise ValueError(f"adapter target {pattern} matches {what}, expected linear or convolution layers{tail}")
         found.update(hits)
     return [name for name in able if name in found]
 
@@ -222,9 +218,7 @@ def _refuse_second(net: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------ saving, loading
 
 
-def save(
-    net: nn.Module, folder: str | Path, base: str | Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def save(net: nn.Module, folder: str | Path, base: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the adapter of `net`, and every module trained beside it, as a PEFT folder.
 
     Args:
@@ -265,9 +259,7 @@ def load(net: nn.Module, folder: str | Path, *, must_change: bool = False) -> li
     _inject(net, settings)
     if not _fill_or_undo(net, folder, beside) and must_change:
         _unwrap(net)
-        raise ValueError(
-            f"{folder} changes nothing: its every lora_B is zero, so it was saved before it trained"
-        )
+        raise ValueError(f"{folder} changes nothing: its every lora_B is zero, so it was saved before it trained")
     return names
 
 
@@ -278,15 +270,12 @@ def _resolve(net: nn.Module, settings: LoraConfig, folder: Path) -> tuple[list[s
     if not names:
         wanted = settings.target_modules
         shown = wanted if isinstance(wanted, str) else ", ".join(sorted(wanted or ())[:3])
-        raise ValueError(
-            f"{folder} adapts {shown}, which this net does not have; it was made for another network"
-        )
+        raise ValueError(f"{folder} adapts {shown}, which this net does not have; it was made for another network")
     beside = {end: [m for m in modules if m.endswith(end)] for end in settings.modules_to_save or ()}
     absent = [end for end, found in beside.items() if not found]
     if absent:
         raise ValueError(
-            f"{folder} brings a whole {absent[0]}, which this net does not have; "
-            "it was made for another network"
+            f"{folder} brings a whole {absent[0]}, which this net does not have; it was made for another network"
         )
     settings.target_modules = list(names)
     settings.exclude_modules = settings.layers_to_transform = settings.layers_pattern = None

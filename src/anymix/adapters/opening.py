@@ -94,9 +94,7 @@ def base_of(adapter: Path, base: str | Path | None = None) -> Path:
 def _compare(adapter: Path, base: Path) -> None:
     recorded = files.read_header(adapter).get(files.FINGERPRINT)
     if recorded and recorded != files.fingerprint(base):
-        log.warning(
-            "%s was trained on other weight files than those in %s: its answers may differ", adapter, base
-        )
+        log.warning("%s was trained on other weight files than those in %s: its answers may differ", adapter, base)
 
 
 def _refuse_unfinished(folder: Path) -> None:
@@ -108,8 +106,6 @@ def _refuse_unfinished(folder: Path) -> None:
         raise ValueError(f"{folder} is a run that has saved nothing yet; let it train on")
     newest = max(found, key=lambda p: int(p.name.removeprefix("step-")))
     remedy = (
-        "open that"
-        if files.is_adapter(newest)
-        else "the same train command goes on from it and then saves the model"
+        "open that" if files.is_adapter(newest) else "the same train command goes on from it and then saves the model"
     )
     raise ValueError(f"{folder} is a run that has not finished, its newest checkpoint is {newest}; {remedy}")

@@ -103,15 +103,11 @@ def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
     """What is taken as the original takes it, and a person should hear of once."""
     if opens_with_answer(record):
         yield "beginning with an answer, which most templates leave out"
-    if not conversation.images and any(
-        MARK in turn.text for turn in conversation.turns if turn.role == "user"
-    ):
+    if not conversation.images and any(MARK in turn.text for turn in conversation.turns if turn.role == "user"):
         yield f"with {MARK} but without a picture, where the mark is text"
 
 
-def check_row(
-    conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None
-) -> int:
+def check_row(conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None) -> int:
     """Tokens of a row (0 without a codec). Raises SampleError for a picture that cannot be opened, a row the
     codec cannot encode, and one longer than `max_length` tokens."""
     for ref in conversation.images:

@@ -80,9 +80,7 @@ class JsonLines:
                 file.seek(self._offsets[n])
                 line = file.readline()
         except OSError as error:
-            raise SampleError(
-                self.key(n), f"the file cannot be read ({error.strerror})", "check it"
-            ) from None
+            raise SampleError(self.key(n), f"the file cannot be read ({error.strerror})", "check it") from None
         if (stat.st_size, stat.st_mtime_ns) != self._version:
             raise SampleError(self.key(n), "the file has changed since it was opened", "start again")
         try:
@@ -305,9 +303,7 @@ def _open_csv(path: str, reading: Reading) -> Opened:
         for name in [*needed, *([reading.image_column] if reading.image_column else [])]:
             table.column(name)
     except ValueError as error:
-        raise ValueError(
-            f"{error} (for other columns: `anymix data convert {path} --answer-columns ...`)"
-        ) from None
+        raise ValueError(f"{error} (for other columns: `anymix data convert {path} --answer-columns ...`)") from None
     records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     return _whole(Listed(path, records, table.places), reading, table.notes)
 
@@ -315,9 +311,7 @@ def _open_csv(path: str, reading: Reading) -> Opened:
 # InternVL meta
 
 
-def _open_meta(
-    path: str, tree: Mapping[str, Any], root: str | None, split: str, reading: Reading
-) -> list[Opened]:
+def _open_meta(path: str, tree: Mapping[str, Any], root: str | None, split: str, reading: Reading) -> list[Opened]:
     folder = os.path.dirname(path)
     opened = []
     for name, entry in tree.items():
@@ -328,9 +322,7 @@ def _open_meta(
         degrade, max_tiles = entry.get("data_augment", False), entry.get("max_dynamic_patch")
         rows = _open_file(annotation, base, split, replace(reading, degrade=degrade, max_tiles=max_tiles))
         if isinstance(rows, dict):
-            raise ValueError(
-                f"{where}: its annotation {annotation} is a meta file itself; name the rows' file"
-            )
+            raise ValueError(f"{where}: its annotation {annotation} is a meta file itself; name the rows' file")
         block, said = _repeated(where, rows[0], entry)
         opened.append((block, rows[1] + said))
     return opened
@@ -338,9 +330,7 @@ def _open_meta(
 
 def _check_entry(where: str, entry: Any) -> None:
     if not isinstance(entry, dict):
-        raise ValueError(
-            f"{where} is no object; an InternVL meta file maps names to {{root, annotation, ...}}"
-        )
+        raise ValueError(f"{where} is no object; an InternVL meta file maps names to {{root, annotation, ...}}")
     for field, value in entry.items():
         if field not in _META:
             near = difflib.get_close_matches(field, _META, n=1, cutoff=0.4)
@@ -361,9 +351,7 @@ def _resolved(where: str, field: str, path: str, folder: str) -> str:
     for candidate in (os.path.join(folder, path), path):
         if os.path.exists(candidate):
             return candidate
-    raise ValueError(
-        f"{where}: there is no {field} {path}, neither beside the meta file nor here; correct it"
-    )
+    raise ValueError(f"{where}: there is no {field} {path}, neither beside the meta file nor here; correct it")
 
 
 def _repeated(where: str, block: Block, entry: Mapping[str, Any]) -> tuple[Block, list[str]]:
@@ -371,9 +359,7 @@ def _repeated(where: str, block: Block, entry: Mapping[str, Any]) -> tuple[Block
     if times < 0 or (times > 1 and times != int(times)):
         raise ValueError(f"{where}: repeat_time is {times}, expected a share below 1 or a whole number")
     if "length" in entry and entry["length"] != rows:
-        notes.append(
-            f"{where} says length {entry['length']}, {block.source.name} has {rows} rows: all are used"
-        )
+        notes.append(f"{where} says length {entry['length']}, {block.source.name} has {rows} rows: all are used")
     used = int(rows * times) if times < 1 else rows
     if used == 0:
         notes.append(f"{where} gives no rows: {rows} in its file, repeat_time {times}")

@@ -83,7 +83,7 @@ def convert(
     count = _write_rows(out, (_from_internvl(row, to, out) for row in rows), to)
     schema = None if plain else f"{out}.schema.json"
     if schema is not None:
-        _write(schema, [json.dumps(answer_schema(answer_columns), ensure_ascii=False, indent=1) + "\n"])
+        _write(schema, [json.dumps(answer_schema(answer_columns, question), ensure_ascii=False, indent=1) + "\n"])
     return Converted(out, count, schema, table.notes)
 
 
@@ -124,10 +124,12 @@ def table_to_rows(
         yield {"id": f"{Path(table.path).stem} {place}", "image": path, "conversations": turns}
 
 
-def answer_schema(answer_columns: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema every answer of `table_to_rows` obeys."""
+def answer_schema(answer_columns: Sequence[str], question: str | None = None) -> dict[str, Any]:
+    """The JSON schema every answer of `table_to_rows` obeys. Its description is the question that was trained on,
+    which `predict` asks again of pictures that bring none."""
     return {
         "type": "object",
+        "description": _question(question, answer_columns, plain=False).removeprefix(f"{MARK}\n"),
         "properties": {name: {"type": ["string", "null"]} for name in answer_columns},
         "required": list(answer_columns),
         "additionalProperties": False,
@@ -200,16 +202,12 @@ def _convert_rows(source: str, out: str, to: Format, root: str | None, image_col
     for block in rows.blocks:
         settings = block.reading.max_tiles or block.reading.degrade
         if settings or block.repeats > 1 or block.used != len(block.source):
-            raise ValueError(
-                f"{source} is a meta file with settings no row can hold; convert its annotations"
-            )
+            raise ValueError(f"{source} is a meta file with settings no row can hold; convert its annotations")
     written = (_rewritten(rows, n, to, out, root, image_column) for n in range(len(rows)))
     return Converted(out, _write_rows(out, written, to), None, rows.notes)
 
 
-def _rewritten(
-    rows: Rows, n: int, to: Format, out: str, root: str | None, image_column: str | None
-) -> dict[str, Any]:
+def _rewritten(rows: Rows, n: int, to: Format, out: str, root: str | None, image_column: str | None) -> dict[str, Any]:
     record, conversation = rows.record(n), rows[n]
     key, start = conversation.key, os.path.dirname(out) if root is None else root
     _refuse_loss(record, key)
@@ -269,9 +267,7 @@ def _path_writer(key: str, to: Format, start: str) -> Callable[[ImageRef], str]:
 
 def _data_url(data: bytes, key: str, to: Format) -> str:
     if to != "openai":
-        raise SampleError(
-            key, f"{to} rows name picture files, this one holds the picture itself", "use openai"
-        )
+        raise SampleError(key, f"{to} rows name picture files, this one holds the picture itself", "use openai")
     types = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     kind = next((kind for head, kind in types.items() if data.startswith(head)), "tiff")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -200,9 +200,7 @@ def _images(record: Mapping[str, Any], key: str, how: Reading) -> list[ImageRef]
         return [_ref(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
     passed_over = next((name for name, value in record.items() if not column and _is_encoded(value)), None)
     if passed_over is not None:
-        raise SampleError(
-            key, f"the row keeps a picture in {passed_over}", f"set data.image_column={passed_over}"
-        )
+        raise SampleError(key, f"the row keeps a picture in {passed_over}", f"set data.image_column={passed_over}")
     return []
 
 

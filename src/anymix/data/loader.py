@@ -123,9 +123,7 @@ def once(rows: Sequence[Any], codec: Any, split: Split, workers: int = 0) -> Ite
     return _batches(rows, codec, Order(len(rows), shuffle=False), places, workers)
 
 
-def _batches(
-    rows: Sequence[Any], codec: Any, order: Order, places: list[range], workers: int
-) -> Iterator[Any]:
+def _batches(rows: Sequence[Any], codec: Any, order: Order, places: list[range], workers: int) -> Iterator[Any]:
     workers = min(workers, len(places))
     loader = DataLoader(
         Encoded(rows, codec.encode, order),

@@ -42,9 +42,7 @@ class Table:
         if len(hits) == 1:
             return hits[0]
         if hits:
-            raise ValueError(
-                f"{self.path} has {len(hits)} columns called {name}; rename them in its first row"
-            )
+            raise ValueError(f"{self.path} has {len(hits)} columns called {name}; rename them in its first row")
         near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)
         meant = f", did you mean {near[0]}?" if near else ";"
         raise ValueError(f"{self.path} has no column {name}{meant} its columns are {', '.join(self.columns)}")
@@ -191,9 +189,7 @@ def _shown(path: str, cell: Any, formula: bool) -> Cell:
     shown = _shown_date(value, form) if isinstance(value, (dt.date, dt.time)) else _shown_number(value, form)
     if shown is None:
         where = f"{path} {cell.coordinate} holds {value} in the format {form}"
-        raise ValueError(
-            f"{where}, which anymix cannot show as the sheet does; save the sheet as csv (UTF-8)"
-        )
+        raise ValueError(f"{where}, which anymix cannot show as the sheet does; save the sheet as csv (UTF-8)")
     return shown
 
 
@@ -252,9 +248,7 @@ def _read_parquet(path: str) -> Table:
     header: list[Cell] = list(table.column_names)
     rows = [("row 0", header)]
     for n, record in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
-        rows.append(
-            (f"row {n + 1}", [None if value is None else _written(path, n, value) for value in record])
-        )
+        rows.append((f"row {n + 1}", [None if value is None else _written(path, n, value) for value in record]))
     return _table(path, rows)
 
 

@@ -59,9 +59,7 @@ def ended(code: int | None, err: str) -> str:
 def python(host: Host) -> list[Finding]:
     what = f"Python {'.'.join(map(str, host.python))} on {host.system} {host.machine}"
     if host.python < (3, 10):
-        return [
-            Finding("wrong", "python", f"{what}; 3.10 is the oldest that works", "python3.11 -m venv .venv")
-        ]
+        return [Finding("wrong", "python", f"{what}; 3.10 is the oldest that works", "python3.11 -m venv .venv")]
     if host.system == "Windows":
         return [Finding("wrong", "python", f"{what}; Linux and macOS are supported", "wsl --install")]
     if host.python >= (3, 14):
@@ -98,12 +96,8 @@ def _ranges(host: Host, wanted: Sequence[str] | None) -> list[Finding]:
             absent.append(line)
         elif version is not None and not requirement.specifier.contains(version, prereleases=True):
             outside.append((f"{requirement.name} {version}", line))
-    findings = (
-        [Finding("wrong", "packages", f"{', '.join(absent)} not installed", _pip(absent))] if absent else []
-    )
-    findings += [
-        Finding("wrong", "packages", f"{has} is outside {line}", _pip([line])) for has, line in outside
-    ]
+    findings = [Finding("wrong", "packages", f"{', '.join(absent)} not installed", _pip(absent))] if absent else []
+    findings += [Finding("wrong", "packages", f"{has} is outside {line}", _pip([line])) for has, line in outside]
     shown = ", ".join(f"{name} {host.installed(name)}" for name in SHOWN if host.installed(name))
     return findings or [Finding("ok", "packages", shown)]
 
@@ -121,11 +115,7 @@ def torchvision(host: Host) -> list[Finding]:
         return [Finding("ok", "torchvision", f"{version}, imports; it is never needed")]
     what = f"torchvision {version} does not import and takes transformers down with it: "
     fix = "pip uninstall -y torchvision"
-    return [
-        Finding(
-            "wrong", "torchvision", what + faults.sentence(broken["torchvision"]).split("; type:")[0], fix
-        )
-    ]
+    return [Finding("wrong", "torchvision", what + faults.sentence(broken["torchvision"]).split("; type:")[0], fix)]
 
 
 def threads(host: Host) -> list[Finding]:
@@ -133,9 +123,7 @@ def threads(host: Host) -> list[Finding]:
     fix = f"export OMP_NUM_THREADS={min(THREADS_AT_MOST, host.cores)}"
     if said is None:
         if host.cores > 4 * THREADS_AT_MOST:
-            text = (
-                f"{what} and OMP_NUM_THREADS not set: {host.cores} threads in every process slow all of them"
-            )
+            text = f"{what} and OMP_NUM_THREADS not set: {host.cores} threads in every process slow all of them"
             return [Finding("note", "threads", text, fix)]
         return [Finding("ok", "threads", f"{what}, OMP_NUM_THREADS not set")]
     if not said.isdigit() or int(said) < 1 or int(said) > host.cores:
@@ -201,6 +189,4 @@ def _memory(host: Host) -> list[Finding]:
         return []  # macOS
     free, total = (kib[name] * 1024 / GIB for name in ("MemAvailable", "MemTotal"))
     level: Level = "note" if free < 8 else "ok"
-    return [
-        Finding(level, "memory", f"{free:.0f} of {total:.0f} GiB free", "" if level == "ok" else "free -h")
-    ]
+    return [Finding(level, "memory", f"{free:.0f} of {total:.0f} GiB free", "" if level == "ok" else "free -h")]

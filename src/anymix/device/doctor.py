@@ -43,6 +43,4 @@ def _guarded(host: Host, check: Check) -> list[Finding]:
     try:
         return check(host)
     except Exception as error:  # a machine stranger than we thought must not hide the other findings
-        return [
-            Finding("wrong", check.__name__, f"the check itself failed: {error!r}", "please report this line")
-        ]
+        return [Finding("wrong", check.__name__, f"the check itself failed: {error!r}", "please report this line")]

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -82,7 +83,19 @@ def shutdown() -> None:
     """Leave the others in good order, after the last collective of all of them."""
     if dist.is_initialized():
         barrier()
+        _let_workers_finish()
         dist.destroy_process_group()
+
+
+def _let_workers_finish() -> None:
+    """Give gloo's threads the interpreter lock before anything may destroy the process group.
+
+    A worker thread drops the tensors of a collective after it has reported it done, and needs the lock for that.
+    The group's destructor, run by Python with the lock held, joins the worker: seen to hang every second run of two
+    ranks (torch 2.13: ~AsyncAllreduceWork in take_gil, ~ProcessGroupGloo in join). Nothing tells when a worker is
+    idle; sleeping releases the lock, and a worker needs microseconds of it."""
+    if _many():
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -97,6 +110,7 @@ def session(device: Device) -> Iterator[Ranks]:
     try:
         yield ranks
     except Exception:
+        _let_workers_finish()
         first = _first_to_fail(ranks)
         if first == ranks.rank:
             raise

@@ -12,6 +12,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+PLUGIN = "torch_npu"  # the package that teaches torch the Ascend cards
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -96,7 +96,9 @@ def find(out: Path, resume: str) -> Path | None:
     if not (folder / STATE).is_file():
         inner = steps(folder)
         if not inner:
-            raise ValueError(f"resume = {resume}: no checkpoint there; give a folder such as {out}/checkpoints/step-000100")
+            raise ValueError(
+                f"resume = {resume}: no checkpoint there; give a folder such as {out}/checkpoints/step-000100"
+            )
         folder = inner[-1]
     return folder
 
@@ -126,7 +128,8 @@ def load(folder: Path) -> Saved:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"checkpoint {folder} cannot be read ({reason}); delete it to go on from the one before, or use resume=never"
+            f"checkpoint {folder} cannot be read ({reason}); delete it to go on from the one before, "
+            "or use resume=never"
         ) from None
 
 
@@ -139,7 +142,9 @@ def put_back(net: nn.Module, trained: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             if parameter.shape != trained[name].shape:
-                raise ValueError(f"{name} has shape {tuple(parameter.shape)}, the checkpoint {tuple(trained[name].shape)}")
+                raise ValueError(
+                    f"{name} has shape {tuple(parameter.shape)}, the checkpoint {tuple(trained[name].shape)}"
+                )
             parameter.copy_(trained[name])
 
 

@@ -10,10 +10,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from anymix.adapters import lora
 from anymix.config import Run
@@ -273,24 +274,22 @@ def _finish(loop: _Loop, status: str) -> None:
         loop.say(f"{loop.out} holds the weights of step {loop.progress.step}")
 
 
-class _listening:
-    """SIGTERM (a scheduler's way to ask) sets an event instead of killing the process; the second one kills."""
+@contextmanager
+def _listening(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM (a scheduler's way to ask) sets `stop` instead of killing the process; a second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    def __init__(self, stop: threading.Event) -> None:
-        self.stop = stop
+    def asked(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGTERM, before)
 
-    def __enter__(self) -> None:
-        self.before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._asked)
-
-    def _asked(self, number: int, frame: Any) -> None:
-        self.stop.set()
-        signal.signal(signal.SIGTERM, self.before)
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _outcome(loop: _Loop, status: str) -> Outcome:
@@ -314,7 +313,11 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "device": device.reason,
             "settings": [str(setting) for setting in device.settings],
             "world": loop.me.world,
-            "data": {"rows": len(loop.ready.rows), "held_out": len(loop.ready.held or ()), "skipped": verdict.skipped},
+            "data": {
+                "rows": len(loop.ready.rows),
+                "held_out": len(loop.ready.held or ()),
+                "skipped": verdict.skipped,
+            },
             "versions": metrics.versions(),
         },
     )

@@ -9,13 +9,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from anymix.device.settings import PLUGIN
 from anymix.families.common.shards import write_text
 
-PACKAGES = ("anymix", "torch", "torch_npu", "transformers", "peft", "safetensors", "datasets", "pillow", "numpy")
+PACKAGES = ("anymix", "torch", PLUGIN, "transformers", "peft", "safetensors", "datasets", "pillow", "numpy")
 
 
 class Tracker(Protocol):
@@ -47,10 +49,8 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(json.JSONDecodeError):  # a line torn by a kill
             yield json.loads(line)
-        except json.JSONDecodeError:  # torn by a kill
-            continue
 
 
 class Terminal:
@@ -90,11 +90,11 @@ class _Calls:
 def _tensorboard(out: Path, run: Mapping[str, Any]) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(out / "tensorboard"))
 
     def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, step)
 
     return _Calls(log, writer.close)
 
@@ -110,8 +110,10 @@ def _wandb(out: Path, run: Mapping[str, Any]) -> Tracker:
 def _swanlab(out: Path, run: Mapping[str, Any]) -> Tracker:
     import swanlab
 
-    mode = os.environ.get("SWANLAB_MODE") or "local"
-    run_ = swanlab.init(project="anymix", experiment_name=out.name, logdir=str(out / "swanlab"), config=dict(run), mode=mode)
+    mode = os.environ.get("SWANLAB_MODE") or "offline"
+    run_ = swanlab.init(
+        project="anymix", experiment_name=out.name, logdir=str(out / "swanlab"), config=dict(run), mode=mode
+    )
     return _Calls(lambda values, step: run_.log(values, step=step), swanlab.finish)
 
 
@@ -143,14 +145,19 @@ def _public() -> str:
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: text for name in PACKAGES if (text := _version(name))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def write_run(path: Path, facts: Mapping[str, Any]) -> None:
     """run.json: what was run, with what, on what, and how it ended."""
-    write_text(path, json.dumps({**facts, "command": sys.argv, "written": time.strftime("%F %T%z")}, indent=1, default=str))
+    write_text(
+        path,
+        json.dumps({**facts, "command": sys.argv, "written": time.strftime("%F %T%z")}, indent=1, default=str),
+    )

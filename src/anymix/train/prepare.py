@@ -157,7 +157,11 @@ def _stepper(run: Run, family: Family, device: Device, dtype: torch.dtype, me: r
 
 def _plan(rows: int, held: int, split: Split, steps: int, longest: int) -> str:
     passes, borrowed = steps * split.rows / rows, -steps * split.rows % rows
-    whole = f", the last step filled up with {rows - borrowed} rows of a further one" if 0 < rows - borrowed < split.rows else ""
+    whole = (
+        f", the last step filled up with {rows - borrowed} rows of a further one"
+        if 0 < rows - borrowed < split.rows
+        else ""
+    )
     return (
         f"{rows} rows to train on (the longest has {longest} tokens), {held} to validate; {steps} steps of "
         f"{split.rows} rows ({split.batch} x {split.accumulate} x {split.world}) = {passes:.3g} passes{whole}"

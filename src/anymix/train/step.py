@@ -89,7 +89,8 @@ def _check_finite(losses: Sequence[float], micro: Sequence[Batch]) -> None:
     for value, batch in zip(losses, micro, strict=True):
         if not math.isfinite(value):
             raise ValueError(
-                f"the loss is {value} on {_keys([batch])}; look at these rows with `anymix data show`, or lower train.lr"
+                f"the loss is {value} on {_keys([batch])}; look at these rows with `anymix data show`, "
+                "or lower train.lr"
             )
 
 

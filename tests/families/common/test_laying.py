@@ -75,8 +75,6 @@ def test_a_token_across_the_header_and_the_answer_belongs_to_the_header(tokenize
             return [ord(character) for character in text.replace("\n\n", "\t")]
 
     words = Words(Merging(), frozenset(), None, None, None, False)  # type: ignore[arg-type]
-    laid = lay(
-        words, [(Segment("h\n", "mark"), Segment("\nab", "assistant", True), Segment(".", "mark", True))]
-    )
+    laid = lay(words, [(Segment("h\n", "mark"), Segment("\nab", "assistant", True), Segment(".", "mark", True))])
     assert laid.ids == [ord("h"), 9, ord("a"), ord("b"), ord(".")]
     assert laid.labels == [IGNORE, IGNORE, ord("a"), ord("b"), ord(".")]

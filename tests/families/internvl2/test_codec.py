@@ -43,9 +43,7 @@ def codec_of(template: str, tokenizer: str = "tiny-bos", **fields: Any) -> Inter
 def picture(width: int, height: int, name: str = "a.png", **fields: Any) -> ImageRef:
     stream = io.BytesIO()
     y, x = np.mgrid[0:height, 0:width]
-    Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)).save(
-        stream, format="PNG"
-    )
+    Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)).save(stream, format="PNG")
     return ImageRef(name, stream.getvalue(), **fields)
 
 
@@ -128,9 +126,7 @@ def test_text_only_rows_have_no_tiles() -> None:
 def test_degraded_tiles_come_from_the_seed_and_only_in_training() -> None:
     codec, plain = codec_of("Hermes-2", "tiny-nobos"), row("a", "b", picture(112, 112))
     asked = replace(plain, degrade=True)
-    clean, first, again, other = (
-        codec.encode(*x).tiles for x in ((plain, 1), (asked, 1), (asked, 1), (asked, 2))
-    )
+    clean, first, again, other = (codec.encode(*x).tiles for x in ((plain, 1), (asked, 1), (asked, 1), (asked, 2)))
     assert clean is not None and first is not None and again is not None and other is not None
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, clean)
     assert (first.int() - clean.int()).abs().float().mean() < 8
@@ -277,9 +273,7 @@ def test_from_folder_takes_the_originals_defaults() -> None:
     assert (codec.min_tiles, codec.max_tiles, codec.thumbnail) == (1, 1, False)  # dynamic_image_size is off
     padded = InternVL2Codec.from_folder(golden.TOKENIZERS["tiny-nobos"], config | {"pad2square": True})
     assert padded.pad2square
-    tiled = InternVL2Codec.from_folder(
-        golden.TOKENIZERS["tiny-nobos"], config | {"pad2square": True}, max_tiles=6
-    )
+    tiled = InternVL2Codec.from_folder(golden.TOKENIZERS["tiny-nobos"], config | {"pad2square": True}, max_tiles=6)
     assert tiled.max_tiles == 6 and not tiled.pad2square
 
 
@@ -335,9 +329,7 @@ def test_phi3_rows_begin_with_a_space_and_swallow_newlines(tmp_path: Path) -> No
     )
     ids = item.ids.tolist()
     assert ids[:3] == [words.bos_id, space, marks[0]]
-    assert ids[ids.index(marks[1]) + 1] == words.id_of(
-        "<img>"
-    )  # the newline and the spaces before it are gone
+    assert ids[ids.index(marks[1]) + 1] == words.id_of("<img>")  # the newline and the spaces before it are gone
     kept = [label for label in item.labels.tolist() if label != IGNORE]
     assert words.decode(kept) == "A cat. \n" and kept[-1] == words.id_of("<|end|>")
     assert item.labels[ids.index(marks[2]) + 1] == kept[0]
@@ -346,7 +338,5 @@ def test_phi3_rows_begin_with_a_space_and_swallow_newlines(tmp_path: Path) -> No
 def test_golden_config_is_enough(tmp_path: Path) -> None:
     """The config.json of the fixtures, as published folders have it."""
     path = Path(__file__).parents[2] / "golden" / "internvl2-tiny-internlm2" / "config.json"
-    codec = InternVL2Codec.from_folder(
-        golden.TOKENIZERS["tiny-bos"], json.loads(path.read_text(encoding="utf-8"))
-    )
+    codec = InternVL2Codec.from_folder(golden.TOKENIZERS["tiny-bos"], json.loads(path.read_text(encoding="utf-8")))
     assert (codec.image_size, codec.tokens_per_tile, codec.max_tiles, codec.thumbnail) == (112, 16, 12, True)

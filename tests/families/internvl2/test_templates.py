@@ -46,15 +46,11 @@ def test_training_text(case: Any) -> None:
     messages = render(template, row, tokens_of(row))
     if "error" in case:  # the original knows no system turn but in internvl2_5; here it replaces the message
         assert case["error"] == "KeyError: 'system'"
-        assert text_of(messages).startswith(
-            f"{template.system}You are a pirate.{template.end}{template.user}"
-        )
+        assert text_of(messages).startswith(f"{template.system}You are a pirate.{template.end}{template.user}")
         return
     wanted = case["prompt"].removeprefix("<s>")  # written out by preprocess_internvl2_5; laid as an id here
     assert text_of(messages) == wanted
-    answers = [
-        turn.text.strip() if template.strips else turn.text for turn in row.turns if turn.role == "assistant"
-    ]
+    answers = [turn.text.strip() if template.strips else turn.text for turn in row.turns if turn.role == "assistant"]
     spoken = answers[1:] if template.strict and row.turns[0].role == "assistant" else answers
     assert trained(messages) == "".join(answer + template.end for answer in spoken)
 

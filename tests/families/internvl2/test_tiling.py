@@ -31,9 +31,7 @@ def drawn(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack(planes, -1).astype(np.uint8))
 
 
-def tiles_of(
-    image: Image.Image, size: int, max_tiles: int, min_tiles: int = 1, thumbnail: bool = True
-) -> Any:
+def tiles_of(image: Image.Image, size: int, max_tiles: int, min_tiles: int = 1, thumbnail: bool = True) -> Any:
     grid = tiling.tile_grid(*image.size, min_tiles=min_tiles, max_tiles=max_tiles, size=size)
     return grid, tiling.cut(image, grid, size=size, thumbnail=thumbnail)
 
@@ -58,9 +56,7 @@ def name(case: Any) -> str:
 def test_grid_and_tiles_are_those_of_the_original(case: Any) -> None:
     image = drawn(case["width"], case["height"])
     assert hashlib.sha256(image.tobytes()).hexdigest() == case["input_sha256"]
-    grid, tiles = tiles_of(
-        image, case["image_size"], case["max_num"], case["min_num"], thumbnail=case["use_thumbnail"]
-    )
+    grid, tiles = tiles_of(image, case["image_size"], case["max_num"], case["min_num"], thumbnail=case["use_thumbnail"])
     assert grid == (case["grid_cols"], case["grid_rows"])
     assert tiling.count_tiles(grid, case["use_thumbnail"]) == case["num_tiles"] == len(tiles)
     for tile, mean, sha in zip(tiles, case["tile_mean"], case["tile_sha256"], strict=True):

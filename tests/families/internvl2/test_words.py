@@ -55,9 +55,7 @@ def qwen2(folder: Path, **config: Any) -> Path:
     """Qwen2's own layout (vocab.json, merges.txt) from the byte-level BPE of tiny-nobos; its marks are
     numbered against their order, and one vocabulary entry looks like a mark but is none."""
     folder.mkdir()
-    model = json.loads((golden.TOKENIZERS["tiny-nobos"] / "tokenizer.json").read_text(encoding="utf-8"))[
-        "model"
-    ]
+    model = json.loads((golden.TOKENIZERS["tiny-nobos"] / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     marks = [
         "<unk>",
         "<s>",
@@ -171,9 +169,7 @@ def test_legacy_llama_puts_a_space_in_front_of_every_stretch(opened: dict[str, W
 
 def test_marks_that_strip_swallow_white_space(opened: dict[str, Words]) -> None:
     words = opened["phi3"]
-    assert words.encode("<|assistant|>\n  A cat.", start=False) == words.encode(
-        "<|assistant|>A cat.", start=False
-    )
+    assert words.encode("<|assistant|>\n  A cat.", start=False) == words.encode("<|assistant|>A cat.", start=False)
     kept = words.encode("</img>\nWhat", start=False)
     assert words.decode(kept, skip_marks=False) == "</img>\nWhat"
 
@@ -181,9 +177,7 @@ def test_marks_that_strip_swallow_white_space(opened: dict[str, Words]) -> None:
 def test_the_longest_mark_wins(tmp_path: Path) -> None:
     config = json.loads((sentencepieces.internlm2(tmp_path / "a") / "tokenizer_config.json").read_text())
     size = sentencepieces.size(prefix=False)
-    added = config["added_tokens_decoder"] | {
-        str(size + 20): {"content": "<img><IMG_CONTEXT>", "special": True}
-    }
+    added = config["added_tokens_decoder"] | {str(size + 20): {"content": "<img><IMG_CONTEXT>", "special": True}}
     words = open_words(sentencepieces.internlm2(tmp_path / "b", added_tokens_decoder=added))
     assert words.encode("<img><IMG_CONTEXT><img>") == [size + 20, words.id_of("<img>")]
 
@@ -200,9 +194,7 @@ def test_qwen2_marks_keep_their_ids_whatever_their_order(folders: dict[str, Path
     words = open_words(folders["qwen2"])
     added = json.loads((folders["qwen2"] / "added_tokens.json").read_text())
     assert {text: words.id_of(text) for text in added} == added
-    assert words.encode("<img><IMG_CONTEXT></img>") == [
-        added[t] for t in ("<img>", "<IMG_CONTEXT>", "</img>")
-    ]
+    assert words.encode("<img><IMG_CONTEXT></img>") == [added[t] for t in ("<img>", "<IMG_CONTEXT>", "</img>")]
     assert words.id_of("<s>") not in words.marks  # an ordinary entry of Qwen2's vocabulary
     assert len(words.encode("<s>")) > 1
     assert not words.adds_bos and words.bos_id is None and words.eos_id == added["<|im_end|>"]
@@ -220,9 +212,7 @@ def test_special_marks_are_left_out_of_text_and_others_stay(tmp_path: Path) -> N
     assert words.decode(words.encode("a<img>b<box>c<|im_end|>")) == "ab<box>c"
 
 
-def test_older_folders_list_their_marks_in_added_tokens_json(
-    tmp_path: Path, folders: dict[str, Path]
-) -> None:
+def test_older_folders_list_their_marks_in_added_tokens_json(tmp_path: Path, folders: dict[str, Path]) -> None:
     folder = sentencepieces.internlm2(tmp_path / "old")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     marks = {token["content"]: int(id) for id, token in config.pop("added_tokens_decoder").items()}
@@ -233,9 +223,7 @@ def test_older_folders_list_their_marks_in_added_tokens_json(
     old, new = open_words(folder), open_words(folders["internlm2"])
     assert old.marks == new.marks
     for text in TEXTS:
-        assert old.encode(text) == new.encode(text) and old.decode(new.encode(text)) == new.decode(
-            new.encode(text)
-        )
+        assert old.encode(text) == new.encode(text) and old.decode(new.encode(text)) == new.decode(new.encode(text))
 
 
 def test_a_saved_truncation_cuts_nothing(tmp_path: Path) -> None:
@@ -275,9 +263,7 @@ def _without_class(folder: Path) -> None:
 
 
 def _pointer(folder: Path) -> None:
-    (sentencepieces.internlm2(folder) / "tokenizer.model").write_text(
-        "version https://git-lfs.github.com/spec/v1\n"
-    )
+    (sentencepieces.internlm2(folder) / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
 
 
 def _broken(folder: Path) -> None:

@@ -37,7 +37,7 @@ def varlen_attention(
 
     `anymix_cu` = [0, end of the first sequence, ..., L] for B = 1."""
     if anymix_cu is None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     grouped = query.shape[1] != key.shape[1]

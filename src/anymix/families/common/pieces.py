@@ -35,14 +35,10 @@ class Pieces:
     RuntimeError when `model` is no SentencePiece file.
     """
 
-    def __init__(
-        self, model: bytes, marks: Sequence[Mark], special: Mapping[str, str], prefix: Prefix
-    ) -> None:
+    def __init__(self, model: bytes, marks: Sequence[Mark], special: Mapping[str, str], prefix: Prefix) -> None:
         self._state = (model, tuple(marks), dict(special), prefix)
         self._prefix = prefix
-        sentencepiece.SetMinLogLevel(
-            2
-        )  # InternLM2's model draws a warning from every load; errors raise anyway
+        sentencepiece.SetMinLogLevel(2)  # InternLM2's model draws a warning from every load; errors raise anyway
         self._model = sentencepiece.SentencePieceProcessor()
         self._model.LoadFromSerializedProto(model + _NO_PREFIX if prefix == "start" else model)
         texts = frozenset(special.values())
@@ -50,9 +46,7 @@ class Pieces:
         self._ids = {text: id for text in texts if (id := self._piece_id(text)) is not None}
         self._ids |= {mark.text: mark.id for mark in marks}
         self._texts = {id: text for text, id in self._ids.items()}
-        self._hidden = {mark.id for mark in marks if mark.special} | {
-            self._ids[t] for t in texts & self._ids.keys()
-        }
+        self._hidden = {mark.id for mark in marks if mark.special} | {self._ids[t] for t in texts & self._ids.keys()}
         self._special = texts
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

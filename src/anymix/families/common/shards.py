@@ -103,7 +103,9 @@ def _no_weights(folder: Path) -> str:
     pickles = [n for n in names if n.endswith((".bin", ".pt", ".pth"))]
     variant = [n for n in shards if n.split(".")[-2] in ("fp16", "bf16", "fp32") or ".fp16-" in n or ".bf16-" in n]
     if variant:
-        return f"only a weight variant is here ({variant[0]}), expected {SINGLE}; rename it to {variant_free(variant[0])}"
+        return (
+            f"only a weight variant is here ({variant[0]}), expected {SINGLE}; rename it to {variant_free(variant[0])}"
+        )
     if shards:
         return f"{len(shards)} weight files but no {INDEX}; copy the index from where the folder came from"
     if pickles:
@@ -162,7 +164,11 @@ def write(
     """One safetensors file, complete or absent: written beside its place, fsynced, renamed."""
     beside = folder / f".{file}.{os.getpid()}.tmp"
     try:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, beside, {"format": "pt", **(metadata or {})})
+        save_file(
+            {name: t.detach().contiguous() for name, t in tensors.items()},
+            beside,
+            {"format": "pt", **(metadata or {})},
+        )
         beside.chmod(0o666 & ~_umask())  # safetensors writes 0600; others serve what is trained here
         settle(beside, folder / file)
     finally:

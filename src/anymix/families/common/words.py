@@ -110,9 +110,7 @@ def open_words(folder: Path) -> Words:
             "InternLM2Tokenizer or LlamaTokenizer beside tokenizer.model, or Qwen2Tokenizer beside "
             "vocab.json and merges.txt; copy the whole model folder again, or add a tokenizer.json"
         )
-    raise ValueError(
-        f"{folder} holds no tokenizer, expected {_LOOKED_FOR}; copy the whole model folder again"
-    )
+    raise ValueError(f"{folder} holds no tokenizer, expected {_LOOKED_FOR}; copy the whole model folder again")
 
 
 # --- what the files say
@@ -124,9 +122,7 @@ def _special_texts(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     tree = {**(read_json(path) if path.exists() else {}), **config}
     found = {name: _text(tree[name]) for name in _NAMED if tree.get(name)}
     more = tree.get("additional_special_tokens") or tree.get("extra_special_tokens") or ()
-    return found | {
-        _text(token): _text(token) for token in (more.values() if isinstance(more, dict) else more)
-    }
+    return found | {_text(token): _text(token) for token in (more.values() if isinstance(more, dict) else more)}
 
 
 def _text(token: Any) -> str:
@@ -140,9 +136,7 @@ def _marks(folder: Path, config: Mapping[str, Any], special: Iterable[str]) -> l
     path = folder / "added_tokens.json"
     special = frozenset(special)
     ids = read_json(path) if path.exists() else {}
-    return sorted(
-        (Mark(int(id), text, text in special) for text, id in ids.items()), key=lambda mark: mark.id
-    )
+    return sorted((Mark(int(id), text, text in special) for text, id in ids.items()), key=lambda mark: mark.id)
 
 
 def _mark(id: int, token: Mapping[str, Any]) -> Mark:
@@ -155,9 +149,7 @@ def _mark(id: int, token: Mapping[str, Any]) -> Mark:
     return Mark(id, token["content"], *flags)
 
 
-def _words(
-    engine: Engine, marks: Iterable[int], special: Mapping[str, str], adds_bos: bool, folder: Path
-) -> Words:
+def _words(engine: Engine, marks: Iterable[int], special: Mapping[str, str], adds_bos: bool, folder: Path) -> Words:
     ids = {name: engine.id_of(special[name]) if name in special else None for name in _NAMED}
     if adds_bos and ids["bos_token"] is None:
         bos = special.get("bos_token", "a bos_token")
@@ -181,9 +173,7 @@ def _from_pieces(folder: Path, config: Mapping[str, Any], kind: str) -> Words:
     prefix: Prefix = "none" if kind == "InternLM2Tokenizer" else "start" if legacy is False else "stretch"
     model = (folder / "tokenizer.model").read_bytes()
     if model.startswith(POINTER):
-        raise ValueError(
-            f"{folder}/tokenizer.model is a git-lfs pointer, not a file; run `git lfs pull` there"
-        )
+        raise ValueError(f"{folder}/tokenizer.model is a git-lfs pointer, not a file; run `git lfs pull` there")
     try:
         engine = Pieces(model, _marks(folder, config, special.values()), special, prefix)
     except RuntimeError:
@@ -197,9 +187,7 @@ def _from_json(folder: Path, config: Mapping[str, Any]) -> Words:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(
-            f"{path} is not a tokenizer the `tokenizers` library reads: {error}; copy it again"
-        ) from None
+        raise ValueError(f"{path} is not a tokenizer the `tokenizers` library reads: {error}; copy it again") from None
     special = _special_texts(folder, config)
     _add(tokenizer, _marks(folder, config, special.values()), special, folder)
     opening = tokenizer.encode("").ids  # what the file's own post-processor puts around nothing
@@ -218,9 +206,7 @@ def _from_merges(folder: Path, config: Mapping[str, Any]) -> Words:
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     try:
         merges = [(a, b) for a, b in (line.split(" ") for line in lines if line and line[:8] != "#version")]
-        tokenizer = Tokenizer(
-            models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False)
-        )
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{folder}: merges.txt does not fit vocab.json: {error}; copy both again") from None
     tokenizer.normalizer = normalizers.NFC()

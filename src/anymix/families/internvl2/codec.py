@@ -74,9 +74,7 @@ class InternVL2Codec:
                     "needs; copy the model's tokenizer files again, or set model.template to its own"
                 )
         if self.normalisation not in tiling.NORMALISATION:
-            raise ValueError(
-                f"normalisation is one of {', '.join(tiling.NORMALISATION)}, not {self.normalisation!r}"
-            )
+            raise ValueError(f"normalisation is one of {', '.join(tiling.NORMALISATION)}, not {self.normalisation!r}")
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise ValueError(
                 f"model.min_tiles={self.min_tiles} and model.max_tiles={self.max_tiles}, expected "
@@ -196,9 +194,7 @@ class InternVL2Codec:
         for item in items:
             borders.append(borders[-1] + len(item.ids))
         input_ids = torch.cat([item.ids for item in items])
-        following = torch.cat(
-            [torch.cat((item.labels[1:], item.labels.new_tensor([IGNORE]))) for item in items]
-        )
+        following = torch.cat([torch.cat((item.labels[1:], item.labels.new_tensor([IGNORE]))) for item in items])
         target_positions = (following != IGNORE).nonzero().flatten()
         tensors = {
             "input_ids": input_ids,
@@ -264,9 +260,7 @@ class InternVL2Codec:
     def _count(self, grids: Sequence[Grid]) -> int:
         return sum(tiling.count_tiles(grid, self.thumbnail) for grid in grids)
 
-    def _render(
-        self, conversation: Conversation, grids: Sequence[Grid], answer: bool = False
-    ) -> list[Message]:
+    def _render(self, conversation: Conversation, grids: Sequence[Grid], answer: bool = False) -> list[Message]:
         for turn in conversation.turns:
             forged = next((mark for mark in self._marks if mark in turn.text), None)
             if forged is not None:

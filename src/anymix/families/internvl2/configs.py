@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, Phi3Config, PreTrainedConfig, Qwen2Config
+from transformers import (
+    InternVLConfig,
+    InternVLVisionConfig,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 Json = Mapping[str, Any]
 
@@ -102,10 +109,10 @@ def _text(config: Json) -> PreTrainedConfig:
     scaling = fields.get("rope_scaling")
     if scaling and scaling.get("type", scaling.get("rope_type")) == "su":  # Phi-3's first name for longrope
         fields["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}
-    return build(**fields, tie_word_embeddings=False)
+    return build(**{**fields, "tie_word_embeddings": False})
 
 
-def _vision(vision: Json) -> InternVLVisionConfig:
+def _vision(vision: Json) -> Any:
     fields = {**_VISION_DEFAULTS, **vision}
     return InternVLVisionConfig(
         hidden_size=fields["hidden_size"],
@@ -134,7 +141,7 @@ def _nested(config: Json, key: str) -> Json:
     return nested
 
 
-def original(config: InternVLConfig) -> dict[str, Any]:
+def original(config: Any) -> dict[str, Any]:
     """A native config as the config.json of the original layout, for nets that were not opened from one.
 
     A native folder saved here carries the config it came from under `ORIGIN_KEY`; any other is written out anew."""

@@ -42,7 +42,8 @@ class ChatCache:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row but these."""
-        index = torch.tensor(list(rows), device=self.past.layers[0].keys.device)
+        past: Any = self.past
+        index = torch.tensor(list(rows), device=past.layers[0].keys.device)
         self.past.batch_select_indices(index)
         self.mask = None if self.mask is None else self.mask[index]
         self.lengths = [self.lengths[row] for row in rows]
@@ -58,14 +59,21 @@ class InternVL2:
         self.codec = codec
         self.folder = folder
         self.frozen: Mapping[str, nn.Module] = {}
-        self.blocks = (type(net.model.language_model.layers[0]), type(net.model.vision_tower.encoder.layer[0]))
+        self.blocks = (
+            type(net.model.language_model.layers[0]),
+            type(net.model.vision_tower.encoder.layer[0]),
+        )
         self.stops = frozenset(codec.stop_ids)
         self.stop_strings: tuple[str, ...] = codec.stop_strings
         attention.use(net)
 
     @classmethod
     def open(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> InternVL2:
         """Open a folder. `options` override what its config says: template, image_size, max_tiles, min_tiles,
         thumbnail, max_length. Raises ValueError in one sentence for a folder that cannot be opened whole."""
@@ -86,7 +94,11 @@ class InternVL2:
         """Full-match patterns per part; * is any run of characters."""
         fused = self.net.config.text_config.model_type == "phi3"
         language = ("qkv_proj", "gate_up_proj") if fused else ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-        vision = (*(f"attention.{x}" for x in ("q_proj", "k_proj", "v_proj", "projection_layer")), "mlp.fc1", "mlp.fc2")
+        vision = (
+            *(f"attention.{x}" for x in ("q_proj", "k_proj", "v_proj", "projection_layer")),
+            "mlp.fc1",
+            "mlp.fc2",
+        )
         return {
             "language": tuple(f"{_LANGUAGE}{x}" for x in (*language, "o_proj", "down_proj")),
             "vision": tuple(f"{_VISION}{x}" for x in vision),
@@ -117,7 +129,9 @@ class InternVL2:
         """Summed next-token loss of a row of concatenated sequences, fp32, shape ().
 
         Per-token weights, where the batch has them, follow the original's weighted path."""
-        embeds = self._embed(batch["input_ids"], batch.tensors.get("pixel_values"), batch.tensors.get("image_positions"))
+        embeds = self._embed(
+            batch["input_ids"], batch.tensors.get("pixel_values"), batch.tensors.get("image_positions")
+        )
         hidden = self.net.model.language_model(
             inputs_embeds=embeds[None],  # (1, L, H)
             attention_mask=attention.already_isolated(embeds.device),

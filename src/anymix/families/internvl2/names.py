@@ -39,11 +39,12 @@ _VISION_LAYER = {
     "mlp.fc2.weight": ("mlp.fc2.weight",),
     "mlp.fc2.bias": ("mlp.fc2.bias",),
 }
+_PATCH = "model.vision_tower.embeddings.patch_embeddings.projection"
 _OUTER = {
     "vision_model.embeddings.class_embedding": "model.vision_tower.embeddings.cls_token",
     "vision_model.embeddings.position_embedding": "model.vision_tower.embeddings.position_embeddings",
-    "vision_model.embeddings.patch_embedding.weight": "model.vision_tower.embeddings.patch_embeddings.projection.weight",
-    "vision_model.embeddings.patch_embedding.bias": "model.vision_tower.embeddings.patch_embeddings.projection.bias",
+    "vision_model.embeddings.patch_embedding.weight": f"{_PATCH}.weight",
+    "vision_model.embeddings.patch_embedding.bias": f"{_PATCH}.bias",
     "mlp1.0.weight": "model.multi_modal_projector.layer_norm.weight",
     "mlp1.0.bias": "model.multi_modal_projector.layer_norm.bias",
     "mlp1.1.weight": "model.multi_modal_projector.linear_1.weight",
@@ -107,7 +108,9 @@ class Naming:
             return tuple(part.clone() for part in tensor.chunk(3))
         if ".attention.wqkv." in name:
             return tuple(
-                part.reshape(-1, *tensor.shape[1:]).clone() if part.is_contiguous() else part.reshape(-1, *tensor.shape[1:])
+                part.reshape(-1, *tensor.shape[1:]).clone()
+                if part.is_contiguous()
+                else part.reshape(-1, *tensor.shape[1:])
                 for part in self._groups(tensor)
             )
         return (tensor,)

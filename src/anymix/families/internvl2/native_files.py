@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, processors
 import torch
-from torch import nn
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from anymix.families.common import shards
@@ -27,10 +26,17 @@ from anymix.families.internvl2.codec import InternVL2Codec
 from anymix.families.internvl2.weights import Origin, carry, origin_of
 
 # spellings on which two tokenizers that differ at all are likely to differ: spaces, marks, bytes, CJK, digits
-PROBES = ("Hello, world", " two  spaces ", "a\n\nb\n", "书生多模态 InternVL2 0123 3.14", "naïve 🚀 \u200b", "\t{}[]|\\")
+PROBES = (
+    "Hello, world",
+    " two  spaces ",
+    "a\n\nb\n",
+    "书生多模态 InternVL2 0123 3.14",
+    "naïve 🚀 \u200b",
+    "\t{}[]|\\",
+)
 
 
-def save_native(net: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_native(net: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Weights in transformers' own names and the dtype they came in, and everything its classes ask for.
 
     Raises ValueError where the native layout has no place for the model (ps_version v1), or its tokenizer cannot be
@@ -56,14 +62,12 @@ def save_native(net: nn.Module, folder: Path, dtype: torch.dtype | None = None) 
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _weights(
-    net: nn.Module, origin: Origin | None, config: dict[str, Any], folder: Path, dtype: torch.dtype | None
-) -> None:
+def _weights(net: Any, origin: Origin | None, config: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
     dtypes = origin.dtypes if origin else {}
     tensors = {name: t.detach().to("cpu", dtype or dtypes.get(name)) for name, t in net.state_dict().items()}
     setattr(net.config, configs.ORIGIN_KEY, config)
     with quiet():
-        net.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
+        net.save_pretrained(folder, state_dict=tensors)
 
 
 def _drop_stale(folder: Path) -> None:
@@ -131,8 +135,14 @@ def tokenizer(words: Words, source: Path, folder: Path) -> None:
         raw.post_processor = processors.TemplateProcessing(
             single=f"{texts['bos_token']} $A", special_tokens=[(texts["bos_token"], words.bos_id)]
         )
-    marks = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False, padding_side="left", **texts)
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, clean_up_tokenization_spaces=False, padding_side="left", **texts
+    )
     for text in (*PROBES, *("".join((mark, text)) for mark in marks.values() for text in PROBES)):
         if made.encode(text, add_special_tokens=False) != words.encode(text):
             raise ValueError(
@@ -142,7 +152,10 @@ def tokenizer(words: Words, source: Path, folder: Path) -> None:
     made.save_pretrained(folder)
     settings = shards.read_json(folder / "tokenizer_config.json")
     video = {"video_token": "<video>"} if words.id_of("<video>") is not None else {"video_token": "<IMG_CONTEXT>"}
-    _write(folder / "tokenizer_config.json", {**settings, **marks, **video, "extra_special_tokens": {**marks, **video}})
+    _write(
+        folder / "tokenizer_config.json",
+        {**settings, **marks, **video, "extra_special_tokens": {**marks, **video}},
+    )
 
 
 def _from_pieces(engine: Any, source: Path) -> Tokenizer:

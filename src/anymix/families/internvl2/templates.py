@@ -21,12 +21,10 @@ from anymix.samples import Conversation, ImageRef, Part, SampleError, Turn
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 _SHANGHAI = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
-    "是一个有用无害的人工智能助手。"
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
 _WANXIANG = (
-    "你是书生·万象，英文名是InternVL，"
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
 
@@ -48,9 +46,7 @@ class Template:
     @property
     def marks(self) -> tuple[str, ...]:
         """What the tokenizer must know as one token each."""
-        return tuple(
-            dict.fromkeys(re.findall(r"<\|\w+\|>", self.system + self.user + self.assistant + self.end))
-        )
+        return tuple(dict.fromkeys(re.findall(r"<\|\w+\|>", self.system + self.user + self.assistant + self.end)))
 
 
 _CHATML = Template(
@@ -65,9 +61,7 @@ _CHATML = Template(
     strips=True,
 )
 _HERMES = replace(_CHATML, name="Hermes-2", stop_strings=("<|im_end|>", "<|endoftext|>"), strips=False)
-_INTERNVL2_5 = replace(
-    _CHATML, name="internvl2_5", gap="\n", system_message=_WANXIANG, strips=False, strict=False
-)
+_INTERNVL2_5 = replace(_CHATML, name="internvl2_5", gap="\n", system_message=_WANXIANG, strips=False, strict=False)
 _PHI3 = replace(
     _CHATML,
     name="phi3-chat",
@@ -111,13 +105,7 @@ def render(
     cannot write, an empty turn, and pictures outside the user's turns.
     """
     system, turns = _split(template, conversation, answer)
-    message = (
-        system
-        if system is not None
-        else template.system_message
-        if system_message is None
-        else system_message
-    )
+    message = system if system is not None else template.system_message if system_message is None else system_message
     placeholders = iter(tokens)
     messages = [_message(template, "system", [message] if message else [], placeholders, False)]
     for turn in turns:
@@ -130,9 +118,7 @@ def render(
     return messages
 
 
-def _split(
-    template: Template, conversation: Conversation, answer: bool
-) -> tuple[str | None, tuple[Turn, ...]]:
+def _split(template: Template, conversation: Conversation, answer: bool) -> tuple[str | None, tuple[Turn, ...]]:
     """The system message if there is one, and the turns to write, all checked."""
     key, turns = conversation.key, conversation.turns
     system = turns[0].text if turns and turns[0].role == "system" else None
@@ -140,18 +126,11 @@ def _split(
         turns = turns[1:]
     if any(turn.role == "system" for turn in turns):
         raise SampleError(key, "a system turn that is not the first", "put one system turn before all others")
-    if any(
-        isinstance(part, ImageRef)
-        for turn in conversation.turns
-        if turn.role != "user"
-        for part in turn.parts
-    ):
+    if any(isinstance(part, ImageRef) for turn in conversation.turns if turn.role != "user" for part in turn.parts):
         raise SampleError(key, "a picture outside the user's turns", "move it to the question it belongs to")
     for before, turn in pairwise(turns if template.strict else ()):
         if before.role == turn.role:
-            raise SampleError(
-                key, f"two {turn.role} turns in a row", "join them, or put the missing turn between"
-            )
+            raise SampleError(key, f"two {turn.role} turns in a row", "join them, or put the missing turn between")
     if template.strict and turns and turns[0].role == "assistant":
         turns = turns[1:]
     for turn in turns:

@@ -109,7 +109,5 @@ def stack(tiles: Sequence[Image.Image]) -> Tensor:
 def normalise(tiles: Tensor, mean: Colour, std: Colour) -> Tensor:
     """(..., 3, S, S) uint8 -> float32 (x / 255 - mean) / std per channel, in this order, which is
     torchvision's ToTensor then Normalize to the bit."""
-    shift, scale = (
-        torch.tensor(c, dtype=torch.float32, device=tiles.device)[:, None, None] for c in (mean, std)
-    )
+    shift, scale = (torch.tensor(c, dtype=torch.float32, device=tiles.device)[:, None, None] for c in (mean, std))
     return tiles.to(torch.float32).div(255).sub_(shift).div_(scale)

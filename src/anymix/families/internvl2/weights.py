@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
+from transformers import GenerationConfig, InternVLForConditionalGeneration
 
 from anymix.families.common import shards
 from anymix.families.common.quiet import quiet
@@ -27,7 +27,16 @@ from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
 
 SHARD_BYTES = 5 * 2**30  # where the source has no split of its own to keep
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".tmp")
-OUR_OWN = ("checkpoints", "best", "run.json", "metrics.jsonl", "report.html", "tensorboard", "wandb", "swanlab")
+OUR_OWN = (
+    "checkpoints",
+    "best",
+    "run.json",
+    "metrics.jsonl",
+    "report.html",
+    "tensorboard",
+    "wandb",
+    "swanlab",
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def _load_native(
     with Shards(folder) as source:  # its sentences for spoilt folders come before transformers' tracebacks
         file_dtype = source.dtype(next(iter(source)))
     with quiet():
-        net = InternVLForConditionalGeneration.from_pretrained(
+        net: Any = InternVLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
         )
     net.to(device)
@@ -131,7 +140,7 @@ def naming_of(config: dict[str, Any]) -> Naming:
     return Naming(internlm2, heads, int(llm.get("num_key_value_heads") or heads))
 
 
-def _empty(config: InternVLConfig) -> InternVLForConditionalGeneration:
+def _empty(config: Any) -> Any:
     """The module with parameters on meta, and real rotary tables (they are computed, not loaded)."""
     with torch.device("meta"):
         net = InternVLForConditionalGeneration(config)
@@ -162,7 +171,7 @@ def _set(
     module._parameters[leaf] = nn.Parameter(value.to(device=device, dtype=dtype or value.dtype))
 
 
-def _finish(net: InternVLForConditionalGeneration, device: torch.device, folder: Path) -> None:
+def _finish(net: Any, device: torch.device, folder: Path) -> None:
     missing = [name for name, p in net.named_parameters() if p.is_meta]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; copy it again")
@@ -173,7 +182,7 @@ def _finish(net: InternVLForConditionalGeneration, device: torch.device, folder:
     net.eval()
 
 
-def _remember(net: nn.Module, origin: Origin) -> None:
+def _remember(net: Any, origin: Origin) -> None:
     net.anymix_origin = origin
 
 
@@ -198,9 +207,7 @@ def _transpose_tokens(module: nn.Module, args: Any, out: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- saving
 
 
-def save(
-    net: nn.Module, folder: str | Path, layout: str = "original", dtype: torch.dtype | None = None
-) -> None:
+def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: torch.dtype | None = None) -> None:
     """Write the net as an original or native folder that others open; dtype None keeps what the source had.
 
     original: the tensor names, fusions, dtypes and shard files of the source, and every non-weight file of it byte
@@ -219,7 +226,7 @@ def save(
         raise ValueError(f"layout is original or native, found {layout!r}")
 
 
-def _save_original(net: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
     origin = origin_of(net)
     kept = origin if origin is not None and origin.layout == "original" else None
     config = kept.config if kept else configs.original(net.config)

@@ -1,0 +1,67 @@
+"""The command line: one small file per command. Importing it imports no torch, so `--help` is quick.
+
+A ValueError is a message for people: it is printed as it stands, without a traceback, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from anymix.cli import data
+from anymix.cli.chat import chat
+from anymix.cli.doctor import doctor
+from anymix.cli.merge import merge
+from anymix.cli.predict import predict
+from anymix.cli.train import train
+
+app = typer.Typer(
+    name="anymix",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune and run multimodal models on any accelerator.",
+)
+for command in (train, chat, predict, merge, doctor):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from anymix import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of `anymix` and `python -m anymix`."""
+    try:
+        app()
+    except ValueError as error:
+        if os.environ.get("ANYMIX_TRACEBACK"):
+            raise
+        sys.stderr.write(f"anymix: {error}\n")
+        sys.exit(2)
+    except (ImportError, OSError, RuntimeError) as error:
+        _explain(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        sys.exit(130)
+
+
+def _explain(error: Exception) -> None:
+    """A broken torch, torch_npu or torchvision raises while it is imported: say what is wrong, not where.
+
+    Anything else is ours or a library's fault and keeps its traceback."""
+    from anymix.device import faults
+
+    known = faults.explain(faults.whole(error))
+    if known is None:
+        raise error
+    sys.stderr.write(f"anymix: {faults.sentence(faults.whole(error))}; `anymix doctor` shows all of it\n")
+    sys.exit(1)

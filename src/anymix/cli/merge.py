@@ -1,0 +1,98 @@
+"""`anymix merge ADAPTER -o OUT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from anymix.families.contract import Family
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Adapter folder, as `train` or peft wrote it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Model under the adapter; default: the one it names.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="original (as released, what servers open) or native (-hf).")
+    ] = "original",
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp32; default: as in the base model's files.")
+    ] = None,
+    as_adapter: Annotated[
+        bool,
+        typer.Option("--as-adapter", help="Write the adapter for the original network instead of merging."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Write into a folder that has files, even the base model's.")] = False,
+) -> None:
+    """Merge a LoRA into its base model: same files, same tensor names, ready to serve."""
+    from anymix.adapters import files
+    from anymix.adapters.opening import DTYPES, base_of, open_family
+    from anymix.families.common.folders import resolve
+
+    for option, value, known in (("layout", layout, ("original", "native")), ("dtype", dtype, tuple(DTYPES))):
+        if value is not None and value not in known:
+            raise ValueError(f"--{option} is {', '.join(known[:-1])} or {known[-1]}, found {value!r}")
+    folder = resolve(adapter)
+    if not files.is_adapter(folder):
+        raise ValueError(f"{folder} has no {files.CONFIG}, so it is not an adapter folder; give the one training wrote")
+    under = base_of(folder, base)
+    _refuse_output(output, folder, under, overwrite)
+    family = open_family(folder, "cpu", dtype, base=under)
+    if as_adapter:
+        _write_adapter(family, output)
+    else:
+        typer.echo(f"merging {folder} into {under}")
+        _write_merged(family, output, layout, dtype)
+
+
+def _write_merged(family: Family, output: Path, layout: str, dtype: str | None) -> None:
+    from anymix.adapters import lora
+    from anymix.adapters.opening import DTYPES
+
+    names, beside = lora.adapted(family.net), lora.extras(family.net)
+    lora.merge(family.net)
+    family.save(output, layout, DTYPES[dtype] if dtype else None)
+    typer.echo(f"merged {len(names)} layers: {lora.summary(names)}")
+    if beside:
+        typer.echo(f"trained beside them: {', '.join(beside)}")
+    typer.echo(f"written to {output}: {layout} layout, {_size(output)}")
+    typer.echo(f"next: anymix chat {output}")
+
+
+def _write_adapter(family: Family, output: Path) -> None:
+    from anymix.adapters import fused, lora
+
+    beside = lora.extras(family.net)
+    if family.layout != "original":
+        raise ValueError(
+            f"--as-adapter writes for the original network, and {family.folder} is in the native layout; "
+            "pass --base with the model as it was released"
+        )
+    written = fused.save_original(family.net, output, fused.naming_of(family.net), family.folder)
+    typer.echo(f"written to {output}: an adapter for the original network, {len(written)} layers, {_size(output)}")
+    if beside:
+        typer.echo(f"it brings {', '.join(beside)} whole; a server that takes LoRA only needs the merged model")
+
+
+def _refuse_output(output: Path, adapter: Path, base: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file, expected a folder that can be written")
+    if output.resolve() == adapter.resolve():
+        raise ValueError(f"--output {output} is the adapter folder itself; give another folder")
+    if overwrite or not output.is_dir():
+        return
+    if output.resolve() == base.resolve():
+        raise ValueError(f"--output {output} is the base model itself; give another folder, or add --overwrite")
+    if any(output.iterdir()):
+        raise ValueError(f"--output {output} has files in it already; give another folder, or add --overwrite")
+
+
+def _size(folder: Path) -> str:
+    count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    for size, unit in ((10**9, "GB"), (10**6, "MB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1000:.3g} kB"

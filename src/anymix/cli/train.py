@@ -1,0 +1,125 @@
+"""`anymix train RECIPE [key=value ...]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from anymix.config import Run
+    from anymix.train.loop import Outcome
+
+
+def train(
+    recipe: Annotated[list[str] | None, typer.Argument(help="A recipe file, then key=value overrides.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One real step on the longest row: peak memory, s/step, ETA.")
+    ] = False,
+    help_keys: Annotated[
+        bool, typer.Option("--help-keys", help="Print every key with type, default, meaning.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+) -> None:
+    """Fine-tune as a recipe says: full, frozen in parts, or LoRA; resumes by itself where it was cut off."""
+    from anymix import config
+
+    if help_keys:
+        _print_keys()
+        return
+    words = list(recipe or [])
+    file = words.pop(0) if words and "=" not in words[0] else None
+    if file is None and not words:
+        raise ValueError("anymix train needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
+    run = config.load(file, words)
+    if dry_run:
+        _forecast(run, as_json)
+    elif run.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        from anymix.device import ranks
+
+        raise typer.Exit(ranks.launch(["-m", "anymix", *sys.argv[1:]], run.nproc))
+    else:
+        _report(_train(run, as_json), as_json)
+
+
+def _print_keys() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from anymix import config
+
+    table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+    for row in config.keys():
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def _train(run: Run, as_json: bool) -> Outcome:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anymix.train.loop import train as run_loop
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    main = os.environ.get("RANK", "0") == "0"
+    with Progress(*columns, console=console, disable=not main or as_json) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def show(step: int, steps: int, values: Mapping[str, float]) -> None:
+            if "loss" in values:
+                rate = f"{values['tokens_per_s']:,.0f} tok/s" if values.get("tokens_per_s") else ""
+                bar.update(
+                    task,
+                    visible=True,
+                    total=steps,
+                    completed=step,
+                    description=f"loss {values['loss']:.4f}  {rate}",
+                )
+            if not console.is_terminal and main and "loss" in values:
+                console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
+
+        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show)
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        typer.echo(json.dumps({**vars(outcome), "out": str(outcome.out)}))
+        return
+    typer.echo(f"{outcome.status} at step {outcome.step} of {outcome.steps}: {outcome.out}")
+    if outcome.status == "stopped":
+        typer.echo("the same command goes on from here")
+    else:
+        typer.echo(f'next: anymix chat {outcome.out} --image a.jpg "..."')
+
+
+def _forecast(run: Run, as_json: bool) -> None:
+    from anymix.train.dry_run import forecast
+
+    found = forecast(run, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps({**vars(found), "seconds": found.seconds}))
+        return
+    whose = "of the step" if found.peak_is_of_the_step else "of the whole process so far"
+    typer.echo(f"longest row   {found.longest_key} ({found.longest_tokens} tokens), in every place of the step")
+    typer.echo(f"peak memory   {found.peak_bytes / 2**30:.2f} GiB ({whose})")
+    typer.echo(f"one step      {found.seconds_per_step:.2f} s, at most, as no row is longer")
+    typer.echo(f"whole run     {found.steps} steps, about {_clock(found.seconds)} without validation and saving")
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -1,0 +1,131 @@
+"""What is to be answered: conversations from any file training reads, a table or a folder of pictures with
+one question, and of each row the part that asks.
+
+Everything here is a lazy sequence of `Conversation` with `key(n)`: nothing is parsed or opened before its
+turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anymix.data.conversations import Block, Listed, Rows, read
+from anymix.data.grammar import Reading
+from anymix.data.tables import read_table
+from anymix.engines.chat import ask
+from anymix.samples import Conversation, SampleError
+
+PICTURES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm",
+    ".qoi", ".psd", ".ico",
+)  # fmt: skip
+TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".parquet")
+
+
+@dataclass(frozen=True)
+class Pictures(Sequence[Conversation]):
+    """One question about every picture of a folder, by name. `others` are its files that are no pictures."""
+
+    paths: tuple[str, ...]
+    question: str
+    others: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, folder: str | Path, question: str) -> Pictures:
+        files = [p for p in sorted(Path(folder).iterdir()) if p.is_file() and not p.name.startswith(".")]
+        paths = tuple(str(p) for p in files if p.suffix.lower() in PICTURES)
+        if not paths:
+            raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES[:4])}, ...); check the path")
+        return cls(paths, question, tuple(p.name for p in files if p.suffix.lower() not in PICTURES))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, n: Any) -> Any:
+        if isinstance(n, slice):
+            return replace(self, paths=self.paths[n])
+        return Conversation((ask(self.question, [self.paths[n]]),), self.key(n))
+
+    def key(self, n: int) -> str:
+        return self.paths[n]
+
+
+def open_rows(
+    data: str | Path,
+    question: str | None = None,
+    *,
+    root: str | None = None,
+    image_column: str | None = None,
+    limit: int | None = None,
+) -> tuple[Sequence[Conversation], tuple[str, ...]]:
+    """Rows to be answered, and sentences about them to show a person once.
+
+    Without `question` the rows bring their own, in any format training reads. With it `data` is a folder of
+    pictures, or a table whose `image_column` (default: image) names them. Raises ValueError in one
+    sentence."""
+    path = Path(data)
+    if question is None:
+        if path.is_dir() and _only_pictures(path):
+            raise ValueError(f'{data} is a folder of pictures; say what to ask of them: --question "..."')
+        rows = read(str(data), root, limit=limit, image_column=image_column, need_answers=False)
+        return rows, rows.notes
+    if path.is_dir():
+        pictures = Pictures.of(path, question)
+        others = pictures.others
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        notes = (f"{data}: {len(others)} files are no pictures and are not asked about ({shown})",) * bool(others)
+        return pictures[:limit], notes
+    if path.suffix.lower() not in TABLES:
+        raise ValueError(f"the rows of {data} bring their own questions; leave out --question")
+    table_rows, notes = _table(path, question, root, image_column)
+    return table_rows if limit is None else table_rows[:limit], notes
+
+
+def _only_pictures(folder: Path) -> bool:
+    """Is this a folder of pictures, rather than of data files (parquet, a saved data set, an imagefolder's
+    table)?"""
+    suffixes = {p.suffix.lower() for p in folder.iterdir() if p.is_file()}
+    return bool(suffixes & set(PICTURES)) and not suffixes & {".parquet", ".arrow", ".json", ".jsonl", ".csv"}
+
+
+def _table(path: Path, question: str, root: str | None, image_column: str | None) -> tuple[Rows, tuple[str, ...]]:
+    table = read_table(path)
+    column = image_column or "image"
+    if column not in table.columns:
+        raise ValueError(
+            f"{path} has no column {column} with the pictures' names, its columns are "
+            f"{', '.join(table.columns)}; name it with --image-column"
+        )
+    if "question" in table.columns:
+        raise ValueError(f"{path} has a column question of its own; leave out --question, or that column")
+    at = table.column(column)
+    records = [{column: row[at], "question": question} for row in table.rows]
+    reading = Reading(root=str(path.parent) if root is None else root, image_column=column, need_answers=False)
+    block = Block(Listed(str(path), records, table.places), reading, len(records))
+    return Rows([block], table.notes), table.notes
+
+
+def keys_of(rows: Sequence[Conversation]) -> list[str]:
+    """A key for every row; rows that share one (a row repeated) are told apart by #2, #3, ..."""
+    named = getattr(rows, "key", None) or (lambda n: rows[n].key)
+    keys: list[str] = []
+    seen: dict[str, int] = {}
+    for n in range(len(rows)):
+        key = named(n)
+        seen[key] = seen.get(key, 0) + 1
+        keys.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
+    return keys
+
+
+def last_question(conversation: Conversation) -> tuple[Conversation, str | None]:
+    """A conversation up to its last question, and the answer that followed it. SampleError if it asks
+    nothing."""
+    asked = [n for n, turn in enumerate(conversation.turns) if turn.role == "user"]
+    if not asked:
+        raise SampleError(conversation.key, "no question in it", "add a user turn, or leave the row out")
+    end = asked[-1] + 1
+    after = conversation.turns[end:]
+    return replace(conversation, turns=conversation.turns[:end]), after[0].text if after else None
