@@ -71,9 +71,8 @@ def test_show_lists_every_token_with_its_role(anymix: Any, model: Path, tmp_path
 @pytest.mark.ranks
 def test_nproc_starts_the_same_command_on_every_card(model: Path, tmp_path: Path) -> None:
     data = rows(tmp_path / "rows", 4)
-    words = [f"model.path={model}", f"data.path={data}", "data.workers=0", "device=cpu", f"train.out={tmp_path / 'out'}",
-             "train.steps=2", "nproc=2"]  # fmt: skip
-    command = [sys.executable, "-m", "anymix", "train", *words]
+    words = [f"model.path={model}", f"data.path={data}", "data.workers=0", f"train.out={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "anymix", "train", *words, "device=cpu", "train.steps=2", "nproc=2"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
