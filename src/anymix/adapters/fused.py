@@ -24,6 +24,7 @@ from anymix.adapters import files, lora
 from anymix.adapters.files import PREFIX
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.names import Naming
+from anymix.families.internvl2.origin import origin_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Factors:
 
 def naming_of(net: Any) -> Naming:
     """How the original layout of this InternVL2 names and fuses its tensors."""
-    origin = weights.origin_of(net)
+    origin = origin_of(net)
     known = origin.config if origin is not None and origin.layout == "original" else None
     return weights.naming_of(known or configs.original(net.config))
 

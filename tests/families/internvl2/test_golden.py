@@ -15,6 +15,7 @@ from torch import Tensor
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import InternVL2, weights
 from anymix.families.internvl2.codec import IGNORE
+from anymix.families.internvl2.origin import origin_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 KINDS = ("internlm2", "qwen2")
@@ -97,7 +98,7 @@ def test_weighted_loss(golden: dict[str, Any]) -> None:
 def test_gradients(golden: dict[str, Any]) -> None:
     family, batch = opened(golden), packed(golden, "batch")
     (family.loss(batch) / batch.weight).backward()
-    origin = weights.origin_of(family.net)
+    origin = origin_of(family.net)
     assert origin is not None
     naming = weights.naming_of(origin.config)
     names = [name.removeprefix("grad.") for name in golden if name.startswith("grad.")]

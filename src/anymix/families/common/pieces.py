@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import sentencepiece
-
-if TYPE_CHECKING:
-    from anymix.families.common.words import Mark
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 # Protobuf merges concatenated messages: ModelProto.normalizer_spec (3) .add_dummy_prefix (3) = false
 _NO_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3 | 0, 0])
 
 Prefix = Literal["none", "start", "stretch"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An added token: found in text before anything else is, and always one id."""
+
+    id: int
+    text: str
+    special: bool = True  # left out of decoded text
+    lstrip: bool = False  # swallows the white space before it
+    rstrip: bool = False  # swallows the white space after it
 
 
 class Pieces:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from anymix.families.common.pieces import Pieces, Prefix
+from anymix.families.common.pieces import Mark, Pieces, Prefix
 from anymix.families.common.shards import POINTER, read_json
 
 # Qwen2's word splitter (transformers, models/qwen2/tokenization_qwen2.py)
@@ -26,17 +26,6 @@ _QWEN2_WORDS = (
 )
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LOOKED_FOR = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An added token: found in text before anything else is, and always one id."""
-
-    id: int
-    text: str
-    special: bool = True  # left out of decoded text
-    lstrip: bool = False  # swallows the white space before it
-    rstrip: bool = False  # swallows the white space after it
 
 
 class Engine(Protocol):

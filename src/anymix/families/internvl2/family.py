@@ -24,6 +24,7 @@ from anymix.families.common.shards import read_json
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.codec import InternVL2Codec
+from anymix.families.internvl2.origin import origin_of
 from anymix.families.internvl2.tiling import normalise
 from anymix.objectives import next_token
 from anymix.samples import Conversation
@@ -222,7 +223,7 @@ class InternVL2:
 
     @property
     def layout(self) -> str:
-        origin = weights.origin_of(self.net)
+        origin = origin_of(self.net)
         return origin.layout if origin else "native"
 
     def save(self, folder: Path, layout: str = "original", dtype: torch.dtype | None = None) -> None:

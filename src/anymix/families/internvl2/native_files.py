@@ -23,7 +23,7 @@ from anymix.families.common.quiet import quiet
 from anymix.families.common.words import Fast, Words
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.internvl2.weights import Origin, carry, origin_of
+from anymix.families.internvl2.origin import Origin, carry, origin_of
 
 # spellings on which two tokenizers that differ at all are likely to differ: spaces, marks, bytes, CJK, digits
 PROBES = (

@@ -9,9 +9,6 @@ be saved over.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +21,9 @@ from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
+from anymix.families.internvl2.origin import Origin, carry, origin_of, remember
 
 SHARD_BYTES = 5 * 2**30  # where the source has no split of its own to keep
-NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".tmp")
-OUR_OWN = (
-    "checkpoints",
-    "best",
-    "run.json",
-    "metrics.jsonl",
-    "report.html",
-    "tensorboard",
-    "wandb",
-    "swanlab",
-)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a net remembers of the folder it was opened from, so that `save` can give the same one back."""
-
-    folder: Path
-    layout: str  # original | native
-    config: dict[str, Any]  # its config.json
-    file_of: dict[str, str] = field(default_factory=dict)  # clean tensor name -> file
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # native tensor name -> dtype in the file
-    tainted: bool = False  # peft marks or unmerged LoRA in the tensor names
 
 
 def load(
@@ -114,7 +89,7 @@ def _load_original(
     _finish(net, device, folder)
     if {**configs.CHAT_DEFAULTS, **config}["ps_version"] == "v1":
         net.model.multi_modal_projector.register_forward_hook(_transpose_tokens)
-    _remember(net, Origin(folder, "original", config, file_of, dtypes, tainted))
+    remember(net, Origin(folder, "original", config, file_of, dtypes, tainted))
     return net
 
 
@@ -128,7 +103,7 @@ def _load_native(
             folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
         )
     net.to(device)
-    _remember(net, Origin(folder, "native", config, dtypes=dict.fromkeys(net.state_dict(), file_dtype)))
+    remember(net, Origin(folder, "native", config, dtypes=dict.fromkeys(net.state_dict(), file_dtype)))
     return net
 
 
@@ -180,15 +155,6 @@ def _finish(net: Any, device: torch.device, folder: Path) -> None:
     if (folder / "generation_config.json").is_file():
         net.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
     net.eval()
-
-
-def _remember(net: Any, origin: Origin) -> None:
-    net.anymix_origin = origin
-
-
-def origin_of(net: nn.Module) -> Origin | None:
-    """The folder a net was opened from, if `load` opened it."""
-    return getattr(net, "anymix_origin", None)
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -281,20 +247,3 @@ def _index(folder: Path, plan: dict[str, list[str]], kept_index: bool) -> None:
     for old in folder.glob("model*.safetensors"):
         if old.name not in plan:
             old.unlink()
-
-
-def carry(source: Path, folder: Path) -> Iterator[str]:
-    """Copy every non-weight file of `source` beside the new weights, byte for byte; yields their names."""
-    if not source.is_dir():
-        raise ValueError(f"{source}, which the model was opened from, is gone; its tokenizer and code cannot be kept")
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if relative.parts[0] in (".git", *OUR_OWN) or path.is_dir() or path.suffix in NOT_CARRIED:
-            continue
-        target = folder / relative
-        if not (target.exists() and target.samefile(path)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".{target.name}.tmp")
-            shutil.copyfile(path, beside)
-            shards.settle(beside, target)
-        yield str(relative)
