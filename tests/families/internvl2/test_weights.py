@@ -237,33 +237,14 @@ def test_opening_needs_little_more_than_the_weights(case: str, tmp_path: Path) -
         tmp_path / "m", hidden=1024, layers=8, heads=8, kv_heads=4, vision_hidden=512, vision_layers=4, vocab=4096,
         dtype=torch.bfloat16, shards=2,
     )  # fmt: skip
-    code = (
-        "import sys, threading, time\n"
-        "from anymix.families.internvl2 import weights\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "def anon(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) * 1024\n"
-        "weights.load(sys.argv[2], image_token_id=8)\n"  # imports and allocator warmed on a small one
-        "start, peak, done = anon(), 0, threading.Event()\n"
-        "def watch():\n"
-        "    global peak\n"
-        "    while not done.is_set(): peak = max(peak, anon()); time.sleep(0.0005)\n"
-        "thread = threading.Thread(target=watch); thread.start()\n"
-        "kind = torch.float32 if sys.argv[3] == 'convert' else None\n"
-        "net = weights.load(sys.argv[1], dtype=kind, image_token_id=8)\n"
-        "if kind is None:\n"
-        "    with torch.no_grad():\n"
-        "        for p in net.parameters(): p.mul_(2)\n"
-        "done.set(); thread.join(); peak = max(peak, anon())\n"
-        "print((peak - start) / sum(p.nbytes for p in net.parameters()), sum(p.nbytes for p in net.parameters()))\n"
-    )
     small = tiny_internvl2(tmp_path / "small")
+    script = Path(__file__).parents[3] / "bench" / "opening.py"
+    how = ["--dtype", "fp32"] if case == "convert" else ["--touch"]
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}  # freed pages go back
-    command = [sys.executable, "-c", code, str(folder), str(small), case]
-    ratio, size = map(
-        float, subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout.split()
-    )
-    assert size > 100e6
-    assert 0.5 < ratio < 1.1
+    command = [sys.executable, str(script), str(folder), *how, "--warm", str(small)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout)
+    assert found["weights"] > 100e6
+    assert 0.5 < found["ratio"] < 1.1
 
 
 # ------------------------------------------------------------------------------------------ spoilt folders
