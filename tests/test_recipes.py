@@ -81,3 +81,25 @@ def test_the_lora_recipes_hold_rows_out(stem):
     run = config.load(ROOT / "recipes" / f"{stem}.yaml")
     assert run.adapter is not None and run.adapter.parts == ["language"]
     assert run.data.val == 0.1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
+    """Word for word, from ANYMIX_MODELS, but for what a tiny random model on two cores asks: one step of two rows."""
+    from drawn import rows
+    from tiny import tiny_internvl2
+
+    from anymix.cli import app
+
+    run = config.load(recipe)
+    tiny_internvl2(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
+    monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "nas"))
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# anymix "))
+    data = next(word for word in words if word.startswith("data.path="))
+    rows(tmp_path / "rows", 4).rename(tmp_path / "rows" / "rows.jsonl")
+    less = ["device=cpu", "nproc=1", "train.steps=1", "train.accumulate=2", "data.workers=0", "data.root=rows"]
+    typed = [words[0], str(recipe), *(w for w in words[2:] if w != data), "data.path=rows/rows.jsonl", *less]
+    assert not app(typed, standalone_mode=False)
+    kept = "adapter_model.safetensors" if run.adapter else "model.safetensors"
+    assert (tmp_path / run.train.out / kept).exists()

@@ -40,7 +40,14 @@ def test_the_readme_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for path in original.glob("*.safetensors"):
         before, after = load_file(path), load_file(merged / path.name)
         assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
-    assert said[f"chat {'models/InternVL2-2B-invoices'}"].strip()
+    assert said["chat models/InternVL2-2B-invoices"].strip()
+    python = (walk.HOME / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    recipe = str(walk.HOME / "recipes/internvl2_lora.yaml")
+    assert '"data.path=invoices.jsonl"]' in python and '"recipes/internvl2_lora.yaml"' in python
+    small = python.replace('"data.path=invoices.jsonl"]', '"data.path=invoices.jsonl", "train.steps=1", "device=cpu"]')
+    exec(small.replace('"recipes/internvl2_lora.yaml"', repr(recipe)), {})
+    assert capsys.readouterr().out.strip()
+    assert (tmp_path / "runs/internvl2_lora/adapter_model.safetensors").exists()
 
 
 def test_both_readmes_give_the_same_commands() -> None:

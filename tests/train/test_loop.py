@@ -277,3 +277,32 @@ def test_skipped_rows_are_counted_and_listed(recipe: Any, cards: Path, tmp_path:
     assert any("2 training rows are skipped" in text for text in said)
     listed = json.loads((Path(run.train.out) / "run.json").read_text())["data"]["skipped"]
     assert [key.rpartition("/")[2] for key, _ in listed] == ["rows.jsonl:5", "rows.jsonl:6"]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_computes_in_it_and_keeps_fp32_masters(recipe: Any, tmp_path: Path, dtype: str) -> None:
+    """Frozen weights in the compute type, what trains in fp32; the first losses agree with fp32's to a percent."""
+    exact = recipe("train.lr=1e-4", f"train.out={tmp_path / 'fp32'}")
+    half = recipe("train.lr=1e-4", f"model.dtype={dtype}", "train.freeze=[model.vision_tower.*]")
+    train(exact)
+    train(half)
+    pairs = zip(journal(exact.train.out), journal(half.train.out), strict=True)
+    assert all(abs(a["loss"] / b["loss"] - 1) < 0.01 for a, b in pairs)
+    assert {t.dtype for t in weights(half).values()} == {torch.float32}
+    saved = checkpoint.load(checkpoint.steps(Path(half.train.out))[-1])
+    assert (saved.progress.scaler is not None) == (dtype == "fp16")
+    assert saved.progress.updates == saved.progress.step == 3
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_the_schedule(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first loss scale is too large on purpose: the step is counted, the weights and the schedule stay."""
+    from anymix.train import prepare
+
+    large = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled=True)
+    monkeypatch.setattr(prepare, "grad_scaler", lambda device, enabled: large)
+    run = recipe("model.dtype=fp16", "train.steps=2")
+    train(run)
+    progress = checkpoint.load(checkpoint.steps(Path(run.train.out))[-1]).progress
+    assert (progress.step, progress.updates) == (2, 0)
+    start = anymix.open_family(run.model.path, device="cpu").net
+    assert apart(weights(run), {n: start.get_parameter(n).detach() for n in weights(run)}) == 0
