@@ -86,10 +86,9 @@ def test_the_lora_recipes_hold_rows_out(stem):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
     """Word for word, from ANYMIX_MODELS, but for what a tiny random model on two cores asks: one step of two rows."""
+    from anymix.cli import app
     from drawn import rows
     from tiny import tiny_internvl2
-
-    from anymix.cli import app
 
     run = config.load(recipe)
     tiny_internvl2(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
