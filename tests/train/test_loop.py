@@ -188,6 +188,24 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Any) -> None:
         train(recipe("train.steps=2", "train.lr=2e-3"))
 
 
+def test_an_early_stop_stays_stopped(recipe: Any) -> None:
+    run = recipe("data.val=0.25", "train.steps=20", "train.val_every=1", "train.patience=1", "train.lr=0.5",
+                 "train.schedule=constant", "train.clip=0")  # fmt: skip
+    first = train(run)
+    before = (Path(run.train.out) / "model.safetensors").read_bytes()
+    again = train(run)
+    assert (again.status, again.step, again.best) == ("early stop", first.step, first.best)
+    assert (Path(run.train.out) / "model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_put_aside_by_a_kill_is_found(recipe: Any) -> None:
+    run = recipe("train.steps=1")
+    train(run)
+    (newest,) = checkpoint.steps(Path(run.train.out))
+    newest.rename(newest.parent / f".{newest.name}.old")
+    assert checkpoint.find(Path(run.train.out), "auto") == newest and newest.is_dir()
+
+
 def test_an_unreadable_checkpoint_is_an_error_not_a_fresh_start(recipe: Any) -> None:
     run = recipe("train.steps=1")
     train(run)

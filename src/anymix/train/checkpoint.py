@@ -61,10 +61,13 @@ def save(
             torch.save(content, file)
         shards.sync(beside / name)
     shards.write_text(beside / STATE, json.dumps({"progress": asdict(progress), "run": dict(run)}, indent=1))
+    old = root / f".{final.name}.old"
     if final.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(final)
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
     beside.rename(final)
     shards.sync_folder(root)
+    shutil.rmtree(old, ignore_errors=True)
     for old in steps(out)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -90,6 +93,7 @@ def find(out: Path, resume: str) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
+        _put_aside_back(out / "checkpoints")
         whole = steps(out)
         return whole[-1] if whole else None
     folder = Path(resume)
@@ -101,6 +105,14 @@ def find(out: Path, resume: str) -> Path | None:
             )
         folder = inner[-1]
     return folder
+
+
+def _put_aside_back(root: Path) -> None:
+    """A kill between two renames leaves a checkpoint under its name for being replaced: give it its own again."""
+    for old in root.glob(".step-*.old") if root.is_dir() else ():
+        final = root / old.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            old.rename(final)
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ def load(folder: Path) -> Saved:
             Progress(**state["progress"]),
             state["run"],
             load_file(folder / TRAINED),
-            torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
+            torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True),  # once for all ranks
             torch.load(folder / RNG, map_location="cpu", weights_only=True),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -136,6 +136,8 @@ def _resume(loop: _Loop, saved: checkpoint.Saved) -> None:
 def _steps(loop: _Loop) -> str:
     """Take the remaining steps; -> how it ended."""
     ready, run = loop.ready, loop.run
+    if _waited_enough(loop):
+        return "early stop"  # it had ended so before
     todo = range(loop.progress.step, ready.steps)
     if loop.progress.step and _due(loop.progress.step, run.train.val_every, ready) and _validate(loop):
         return "early stop"  # the run was cut off between saving and validating
@@ -240,7 +242,12 @@ def _validate(loop: _Loop) -> bool:
     if loop.me.is_main:
         checkpoint.note(loop.out, loop.progress)
     ranks.barrier()
-    return run.train.patience is not None and loop.progress.waited >= run.train.patience
+    return _waited_enough(loop)
+
+
+def _waited_enough(loop: _Loop) -> bool:
+    patience = loop.run.train.patience
+    return patience is not None and loop.progress.waited >= patience
 
 
 def _replace_best(loop: _Loop) -> None:
