@@ -137,3 +137,22 @@ def test_an_over_long_row_crosses_processes_and_names_the_tiles_only_where_there
         again = pickle.loads(pickle.dumps(caught.value))
         assert str(again) == str(caught.value) and ("max_tiles" in str(again)) == tiles
     assert check_row(data[1], Words([]), 4) == 4
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_picture_that_broke_off_is_found_before_step_1(tmp_path, format):
+    whole, cut = tmp_path / f"whole.{format}", tmp_path / f"cut.{format}"
+    Image.effect_noise((300, 200), 90).convert("RGB").save(whole, format)
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.7)])
+    lines = [row("a", image=str(whole)), row("b", image=str(cut))]
+    with pytest.raises(ValueError, match=f"1 of 2 rows cannot be used(.|\n)*cut.{format}"):
+        check(rows(tmp_path, *lines))
+    verdict = check(rows(tmp_path, *lines), on_error="skip")
+    assert verdict.good == [0] and len(verdict.skipped) == 1
+
+
+def test_a_photo_with_a_film_behind_it_is_whole(tmp_path):
+    photo = tmp_path / "motion.jpg"
+    Image.effect_noise((300, 200), 90).convert("RGB").save(photo)
+    photo.write_bytes(photo.read_bytes() + b"\0" * 20_000)
+    assert check(rows(tmp_path, row("a", image=str(photo)))).good == [0]

@@ -17,7 +17,7 @@ def test_it_measures_the_longest_row_and_leaves_no_trace(recipe: Any, tmp_path: 
     assert not Path(run.train.out).exists()
 
 
-def test_more_tiles_cost_more_time_or_memory(recipe: Any) -> None:
+def test_more_rows_at_once_cost_more_memory(recipe: Any) -> None:
     """The forecast follows what the recipe asks: eight copies of the row against one."""
     one = forecast(recipe("train.batch=1", "train.accumulate=1"), say=lambda _: None)
     eight = forecast(recipe("train.batch=8", "train.accumulate=1"), say=lambda _: None)

@@ -219,9 +219,16 @@ def test_a_bad_loss_names_its_rows_and_leaves_the_weights(recipe: Any, monkeypat
     from anymix.families.internvl2 import InternVL2
 
     honest = InternVL2.loss
-    monkeypatch.setattr(InternVL2, "loss", lambda self, batch: honest(self, batch) * float("nan"))
+    run, before = recipe("train.save_every=1"), None
+    for poison, steps in ((1.0, 1), (float("nan"), 2)):
+        monkeypatch.setattr(InternVL2, "loss", lambda self, batch, by=poison: honest(self, batch) * by)
+        run = recipe("train.save_every=1", f"train.steps={steps}")
+        if steps == 1:
+            train(run)
+            before = weights(run)
     with pytest.raises(ValueError, match=r"the loss is nan on .*rows\.jsonl:\d"):
-        train(recipe())
+        train(run)
+    assert before is not None and apart(weights(run), before) == 0
 
 
 def test_checkpointing_lowers_memory(recipe: Any) -> None:

@@ -6,6 +6,7 @@ merged, and neither folder is written to.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -49,7 +50,8 @@ def open_family(
     folder = resolve(path)
     if files.is_adapter(folder):
         under = base_of(folder, base)
-        family = open_folder(under, picked.handle, kind, **options)
+        trained = json.loads(files.read_header(folder).get("codec", "{}"))  # the template it was trained in
+        family = open_folder(under, picked.handle, kind, **{**trained, **options})
         _compare(folder, under)
         lora.load(family.net, folder, must_change=True)
         return family

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from anymix.data.grammar import MARK, EmptyAnswer, opens_with_answer
-from anymix.data.images import image_size
+from anymix.data.images import image_size, refuse_cut_off
 from anymix.samples import Conversation, SampleError
 
 SHOWN = 10  # problems spelled out in an error; the rest are counted
@@ -112,6 +112,7 @@ def check_row(conversation: Conversation, codec: Measurer | None = None, max_len
     codec cannot encode, and one longer than `max_length` tokens."""
     for ref in conversation.images:
         image_size(ref, conversation.key)
+        refuse_cut_off(ref, conversation.key)
     tokens = codec.measure(conversation).tokens if codec is not None else 0
     if max_length is not None and tokens > max_length:
         pictures = len(conversation.images)

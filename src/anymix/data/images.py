@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from anymix.samples import ImageRef, SampleError
 
+TAIL = 4096  # bytes at the end of a file in which its last mark is looked for
 MAX_PIXELS = 200_000_000  # a 14,000 x 14,000 scan; 600 MB once decoded
 
 # The formats people keep pictures in. EPS (Pillow would run Ghostscript on it) and those without a
@@ -73,6 +74,27 @@ def image_size(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> tupl
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow 11 turns its size already, 10 does not
             width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
         return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def refuse_cut_off(ref: ImageRef, key: str) -> None:
+    """Look at the end of a JPEG, PNG, GIF or WebP: a copy that broke off lacks its last mark.
+
+    Only a picture that looks so is decoded, to be sure (some cameras append a film). Raises SampleError. Damage in
+    the middle shows when the picture is read for training."""
+    with _stream(ref, key) as stream:
+        head = stream.read(12)
+        stream.seek(0, os.SEEK_END)
+        size = stream.tell()
+        stream.seek(max(0, size - TAIL))
+        tail = stream.read()
+    whole = (
+        (not head.startswith(b"\xff\xd8") or b"\xff\xd9" in tail)
+        and (not head.startswith(b"\x89PNG") or b"IEND" in tail)
+        and (not head.startswith(b"GIF8") or tail.rstrip(b"\0").endswith(b";"))
+        and (head[:4] != b"RIFF" or size >= int.from_bytes(head[4:8], "little") + 8)
+    )
+    if not whole:
+        open_image(ref, key)
 
 
 @contextmanager

@@ -139,12 +139,12 @@ def _batches(rows: Sequence[Any], codec: Any, order: Order, places: list[range],
         yield batch
 
 
-def hold_out(origins: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on, and a share held out. `origins[i]` is where row i comes from: a row that is repeated
-    for training never stands on both sides, and is held out once."""
+def hold_out(keys: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on, and a share held out. `keys[i]` (file:line) names row i: a row that is repeated, or
+    whose file is named twice, never stands on both sides, and is held out once."""
     first: dict[Any, int] = {}
-    for index, origin in enumerate(origins):
-        first.setdefault(origin, index)
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
     if len(first) < 2:
         raise ValueError(f"data.val = {share} needs at least two different rows, found {len(first)}")
     count = min(max(1, round(share * len(first))), len(first) - 1)
@@ -152,4 +152,4 @@ def hold_out(origins: Sequence[Any], share: float, seed: int) -> tuple[list[int]
     chosen = torch.randperm(len(first), generator=generator)[:count].tolist()
     unique = list(first)
     held = {unique[i] for i in chosen}
-    return [i for i, origin in enumerate(origins) if origin not in held], sorted(first[o] for o in held)
+    return [i for i, key in enumerate(keys) if key not in held], sorted(first[key] for key in held)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anymix.device.choose import Device, pick
     from anymix.device.runtime import (
         autocast,
+        deterministic,
         grad_scaler,
         peak_memory,
         reset_peak_memory,
@@ -28,6 +29,7 @@ __all__ = [
     "Device",
     "Setting",
     "autocast",
+    "deterministic",
     "grad_scaler",
     "peak_memory",
     "pick",

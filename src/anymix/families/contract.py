@@ -74,6 +74,10 @@ class Codec(Protocol):
         """Items to one batch. The only place that counts."""
         ...
 
+    def chosen(self) -> dict[str, Any]:
+        """Options set against the model's own config that opening what was trained must set again."""
+        ...
+
     def still(self) -> Any:
         """The same codec without augmentation, for validation."""
         ...

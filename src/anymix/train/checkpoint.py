@@ -28,9 +28,14 @@ TRAINED, OPTIMIZER, RNG, STATE = "trained.safetensors", "optimizer.pt", "rng.pt"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. The data cursor is the step itself: rows follow from it."""
+    """Where a run stands. Which rows come next follows from the step and the rows of a step."""
 
     step: int = 0  # optimizer steps done
+    steps: int = 0  # optimizer steps of the whole run
+    rows_per_step: int = 0  # over all ranks; with the step it is the data cursor
+    rows: int = 0  # training rows
+    digest: str = ""  # of their names
+    base: str = ""  # fingerprint of the weights it started from
     updates: int = 0  # of these, the ones that moved the weights (fp16 may skip)
     best: float | None = None  # lowest validation loss so far
     best_step: int = 0
@@ -69,7 +74,7 @@ def save(
     shards.sync_folder(root)
     shutil.rmtree(old, ignore_errors=True)
     for old in steps(out)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # NFS keeps a name for a file somebody still maps
     return final
 
 
@@ -120,29 +125,37 @@ class Saved:
     """A checkpoint as read back."""
 
     progress: Progress
-    run: dict[str, Any]
     trained: dict[str, Tensor]
     optimizer: dict[str, Any]
     rng: list[dict[str, Any]]
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint: {progress, run}."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return state
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreadable(folder, error)) from None
+
+
+def _unreadable(folder: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"checkpoint {folder} cannot be read ({reason}); delete it to go on from the one before, or use resume=never"
+
+
 def load(folder: Path) -> Saved:
     """Read a checkpoint. One that cannot be read is an error: skipping it would train other steps than asked."""
+    state = read_state(folder)
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return Saved(
             Progress(**state["progress"]),
-            state["run"],
             load_file(folder / TRAINED),
             torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True),  # once for all ranks
             torch.load(folder / RNG, map_location="cpu", weights_only=True),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"checkpoint {folder} cannot be read ({reason}); delete it to go on from the one before, "
-            "or use resume=never"
-        ) from None
+        raise ValueError(_unreadable(folder, error)) from None
 
 
 def put_back(net: nn.Module, trained: Mapping[str, Tensor]) -> None:
@@ -160,10 +173,31 @@ def put_back(net: nn.Module, trained: Mapping[str, Tensor]) -> None:
             parameter.copy_(trained[name])
 
 
-# settings that may change between the parts of a run without changing what it computes
-FREE = ("device", "nproc", "resume", "data.workers", "data.on_error", "model.path", "train.out", "train.steps",
-        "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep", "train.val_every",
-        "train.patience", "train.log_every", "train.trackers", "train.checkpointing")  # fmt: skip
+def same_material(before: Progress, now: Progress) -> None:
+    """Raise ValueError where going on would train rows twice or not at all, or from other weights."""
+    if before.rows_per_step != now.rows_per_step:
+        raise ValueError(
+            f"the checkpoint was made with {before.rows_per_step} rows a step (batch x accumulate x processes), this "
+            f"run has {now.rows_per_step}; set train.batch, train.accumulate and nproc to give {before.rows_per_step}"
+        )
+    anew = "or start anew with resume=never or another train.out"
+    if (before.rows, before.digest) != (now.rows, now.digest):
+        raise ValueError(
+            f"the checkpoint was made on {before.rows} training rows, now there are {now.rows}, or other ones; "
+            f"put the data back, {anew}"
+        )
+    if before.base != now.base:
+        raise ValueError(
+            f"the checkpoint was made from other weights than those model.path names; put them back, {anew}"
+        )
+
+
+# settings that may change between the parts of a run; rows per step and the rows themselves are held in Progress
+FREE = (
+    "device", "nproc", "resume", "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
+    "train.steps", "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep",
+    "train.val_every", "train.patience", "train.log_every", "train.trackers", "train.checkpointing",
+)  # fmt: skip
 
 
 def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

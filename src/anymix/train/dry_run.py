@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from anymix.config import Run
+from anymix.data.loader import Split
 from anymix.device import peak_memory, pick, ranks, reset_peak_memory, synchronize
 from anymix.train import optim
 from anymix.train.prepare import Prepared, Say, prepare
@@ -30,9 +31,11 @@ class Forecast:
 def forecast(run: Run, say: Say = print) -> Forecast:
     """Prepare the run and take two steps with every row replaced by the longest: one warms up, one is measured.
 
-    Single process: with several ranks each needs about this memory."""
+    One process stands for all: with nproc of them each needs about this memory, and they share the steps."""
     device = pick(run.device)
     ready = prepare(run, device, ranks.Ranks(), say)
+    whole = Split(run.train.batch, run.train.accumulate, 0, max(run.nproc, ranks.here().world))
+    steps = run.train.steps or whole.steps(len(ready.rows), run.train.epochs)
     since = reset_peak_memory(device)
     _step(ready)
     synchronize(device)
@@ -47,7 +50,7 @@ def forecast(run: Run, say: Say = print) -> Forecast:
         peak_bytes=peak_memory(device),
         peak_is_of_the_step=since,
         seconds_per_step=seconds,
-        steps=ready.steps,
+        steps=steps,
     )
 
 

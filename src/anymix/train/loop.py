@@ -6,6 +6,7 @@ It knows no family, no file format and no device by name. Weights are saved befo
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -16,12 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from anymix.adapters import lora
+from anymix.adapters import files, lora
 from anymix.config import Run
 from anymix.data import loader
-from anymix.device import Device, pick, ranks, rng_state, set_rng_state
+from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
 from anymix.families.contract import Batch, Family
-from anymix.train import checkpoint, metrics, optim
+from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
 from anymix.train.prepare import Prepared, Say, prepare
 from anymix.train.step import Update, held_out_loss
@@ -49,8 +50,8 @@ class _Loop:
     me: ranks.Ranks
     say: Say
     checks: Sequence[Check]
-    trackers: list[metrics.Tracker]
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress
+    trackers: list[metrics.Tracker] = field(default_factory=list)
     last: Update | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -69,21 +70,27 @@ def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Seque
     `say` gets sentences, `show` every line of metrics, `checks` run after each save (main rank) and their values
     are logged. Raises ValueError in one sentence for what is wrong with the recipe, the model or a row.
     """
+    if run.nproc > 1 and ranks.here().world == 1:
+        raise ValueError(
+            f"nproc = {run.nproc} needs that many processes: use `anymix train` or torchrun, or set nproc=1"
+        )
     device = pick(run.device, ranks.here().local_rank)
     with ranks.session(device) as me:
         tell = say if me.is_main else _nothing
         tell(f"device: {device.reason}")
         for setting in device.settings:
             tell(f"  {setting}")
-        saved = _saved(run)
+        found = ranks.broadcast_object(folder.begin(run, tell) if me.is_main else None)
+        if found:
+            checkpoint.same_run(checkpoint.read_state(found)["run"], run.model_dump(mode="json"))
         ready = prepare(run, device, me, tell)
-        trackers = _trackers(ready, saved.progress if saved else Progress(), show) if me.is_main else []
-        loop = _Loop(ready, me, tell, checks, trackers)
-        if saved:
-            _resume(loop, saved)
+        loop = _Loop(ready, me, tell, checks, _material(ready))
+        if found:
+            _resume(loop, found)
+        loop.trackers = trackers = _trackers(ready, loop.progress, show) if me.is_main else []
         _describe(loop, device, "running")
         try:
-            with _listening(loop.stop):
+            with _listening(loop.stop), deterministic(run.train.deterministic):
                 status = _steps(loop)
                 _finish(loop, status)
         finally:
@@ -98,13 +105,10 @@ def _nothing(_: str) -> None:
     return None
 
 
-def _saved(run: Run) -> checkpoint.Saved | None:
-    found = checkpoint.find(Path(run.train.out), run.resume)
-    if found is None:
-        return None
-    saved = checkpoint.load(found)
-    checkpoint.same_run(saved.run, run.model_dump(mode="json"))
-    return saved
+def _material(ready: Prepared) -> Progress:
+    """What a run is made of, before its first step."""
+    base = files.fingerprint(ready.family.folder)
+    return Progress(0, ready.steps, ready.split.rows, len(ready.rows), ready.digest, base)
 
 
 def _trackers(ready: Prepared, progress: Progress, show: Show | None) -> list[metrics.Tracker]:
@@ -116,16 +120,19 @@ def _trackers(ready: Prepared, progress: Progress, show: Show | None) -> list[me
     return made
 
 
-def _resume(loop: _Loop, saved: checkpoint.Saved) -> None:
-    stepper = loop.ready.stepper
+def _resume(loop: _Loop, found: Path) -> None:
+    saved, ready, stepper = checkpoint.load(found), loop.ready, loop.ready.stepper
+    checkpoint.same_material(saved.progress, loop.progress)
     checkpoint.put_back(loop.ready.family.net, saved.trained)
     optim.restore(stepper.optimizer, saved.optimizer)
     if saved.progress.scaler:
         stepper.scaler.load_state_dict(saved.progress.scaler)
     exact = len(saved.rng) == loop.me.world
     exact &= set_rng_state(stepper.device, saved.rng[loop.me.rank % len(saved.rng)])
-    loop.progress = saved.progress
-    loop.say(f"going on from step {saved.progress.step} of {loop.ready.steps}")
+    loop.progress = replace(saved.progress, steps=ready.steps)
+    loop.say(f"going on from step {saved.progress.step} of {ready.steps}")
+    if saved.progress.steps != ready.steps:
+        loop.say(f"  it had {saved.progress.steps} steps before: the rate's schedule stretches to {ready.steps}")
     if not exact:
         loop.say("  on another number or kind of devices: rows and order are the same, dropout is drawn anew")
 
@@ -197,7 +204,7 @@ def _save(loop: _Loop) -> None:
     net, stepper = ready.family.net, ready.stepper
     states = ranks.gather_objects(rng_state(stepper.device))
     if loop.me.is_main:
-        folder = checkpoint.save(
+        saved = checkpoint.save(
             loop.out,
             loop.progress,
             trained={name: p.detach().cpu() for name, p in net.named_parameters() if p.requires_grad},
@@ -207,19 +214,19 @@ def _save(loop: _Loop) -> None:
             keep=loop.run.train.keep,
         )
         if lora.is_attached(net):
-            save_model(ready, folder)  # a checkpoint of a LoRA run opens like any adapter
+            save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
         for check in loop.checks:
             _log(loop, check(ready.family, loop.out, loop.progress.step))
     ranks.barrier()
 
 
-def save_model(ready: Prepared, folder: Path) -> None:
+def save_model(ready: Prepared, to: Path) -> None:
     """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
     family = ready.family
     if lora.is_attached(family.net):
-        lora.save(family.net, folder, str(ready.run.model.path))
+        lora.save(family.net, to, str(ready.run.model.path), {"codec": json.dumps(family.codec.chosen())})
     else:
-        family.save(folder)
+        family.save(to, family.layout)
 
 
 def _validate(loop: _Loop) -> bool:
@@ -268,7 +275,7 @@ def _finish(loop: _Loop, status: str) -> None:
     if status == "stopped" or not loop.me.is_main:
         return
     best = loop.out / "best"
-    if best.is_dir():
+    if loop.progress.best is not None and best.is_dir():
         for path in sorted(best.rglob("*")):
             if path.is_file():
                 target = loop.out / path.relative_to(best)
@@ -323,7 +330,7 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "data": {
                 "rows": len(loop.ready.rows),
                 "held_out": len(loop.ready.held or ()),
-                "skipped": verdict.skipped,
+                "skipped": verdict.skipped + loop.ready.skipped_held,
             },
             "versions": metrics.versions(),
         },

@@ -47,12 +47,19 @@ def _group(rate: float, decay: float) -> dict[str, Any]:
 
 def build(net: nn.Module, config: Train, device: Device) -> torch.optim.Optimizer:
     """The optimizer a recipe names, over the groups of `net`."""
+    try:
+        return _built(net, config, device)
+    except TypeError as error:  # an argument the optimizer does not know
+        raise ValueError(f"train.optimizer = {config.optimizer}: {error}; correct train.optimizer_args") from None
+
+
+def _built(net: nn.Module, config: Train, device: Device) -> torch.optim.Optimizer:
     made: torch.optim.Optimizer
     parts, extra = groups(net, config), config.optimizer_args
     match config.optimizer.lower():
         case "adamw":
             fused = {"fused": True} if supports_fused_adamw(device) else {}
-            made = torch.optim.AdamW(parts, lr=config.lr, betas=config.betas, **{**fused, **extra})
+            made = torch.optim.AdamW(parts, lr=config.lr, **{"betas": config.betas, **fused, **extra})
         case "adafactor":
             made = torch.optim.Adafactor(parts, lr=config.lr, **extra)
         case "sgd":
@@ -107,5 +114,10 @@ def restore(optimizer: torch.optim.Optimizer, by_name: Mapping[str, Any]) -> Non
     if unknown:
         raise ValueError(f"the checkpoint's optimizer knows {sorted(unknown)[0]}, which does not train in this run")
     raw = optimizer.state_dict()
-    raw["state"] = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
+    raw["state"] = {i: _own(by_name[name]) for i, name in enumerate(names) if name in by_name}
     optimizer.load_state_dict(raw)
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies: what was read is mapped from a file that will be deleted."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in values.items()}

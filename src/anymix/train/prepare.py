@@ -5,9 +5,11 @@ All that can be wrong with a recipe or its data is found here, before step 1.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -40,6 +42,8 @@ class Prepared:
     order: Order
     split: Split
     steps: int
+    digest: str  # of the training rows' names
+    skipped_held: list[tuple[str, str]]  # validation rows left out
 
     @property
     def epoch_ends(self) -> frozenset[int]:
@@ -57,10 +61,9 @@ def compute_dtype(name: str, device: Device) -> torch.dtype:
 def prepare(run: Run, device: Device, me: ranks.Ranks, say: Say) -> Prepared:
     """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong."""
     _ask_for(run)
-    torch.use_deterministic_algorithms(run.train.deterministic)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
-    rows, held, verdict = _rows(run, family, me, say)
+    rows, held, verdict, skipped_held = _rows(run, family, me, say)
     _choose_what_trains(run, family, say)
     dtype = compute_dtype(run.model.dtype, device)
     freezing.settle_precision(family.net, dtype)
@@ -73,7 +76,15 @@ def prepare(run: Run, device: Device, me: ranks.Ranks, say: Say) -> Prepared:
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(len(rows), len(held or ()), split, steps, max(verdict.lengths)))
     order = Order(len(rows), run.train.seed, run.data.shuffle)
-    return Prepared(run, family, stepper, rows, held, verdict, order, split, steps)
+    return Prepared(run, family, stepper, rows, held, verdict, order, split, steps, _digest(rows), skipped_held)
+
+
+def _digest(rows: Rows) -> str:
+    """Tells one list of rows from another by their names, for a resume."""
+    found = hashlib.blake2b(digest_size=8)
+    for index in range(len(rows)):
+        found.update(Path(rows.key(index)).name.encode())
+    return found.hexdigest()
 
 
 def _ask_for(run: Run) -> None:
@@ -90,20 +101,25 @@ def open_model(run: Run) -> Family:
     return families.open_folder(model.path, "cpu", None, **{k: v for k, v in options.items() if v is not None})
 
 
-def _rows(run: Run, family: Family, me: ranks.Ranks, say: Say) -> tuple[Rows, Rows | None, Verdict]:
-    """Rows to train on, rows held out, and the verdict on the former."""
+Skipped = list[tuple[str, str]]  # (key, reason)
+
+
+def _rows(run: Run, family: Family, me: ranks.Ranks, say: Say) -> tuple[Rows, Rows | None, Verdict, Skipped]:
+    """Rows to train on, rows held out, the verdict on the former, and what was skipped of the latter."""
     data = run.data
     rows = _read(run, data.path)
     held: Rows | None = None
     if isinstance(data.val, float):
-        train, val = hold_out([rows.origin(i) for i in range(len(rows))], data.val, run.train.seed)
+        train, val = hold_out([rows.key(i) for i in range(len(rows))], data.val, run.train.seed)
         rows, held = rows.take(train), rows.take(val)
     elif data.val is not None:
         held = _read(run, data.val)
     verdict = _checked(rows, run, family, me, "training", say)
+    skipped: Skipped = []
     if held is not None:
-        held = held.take(_checked(held, run, family, me, "validation", say).good)
-    return rows.take(verdict.good), held, verdict
+        of_held = _checked(held, run, family, me, "validation", say)
+        held, skipped = held.take(of_held.good), of_held.skipped
+    return rows.take(verdict.good), held, verdict, skipped
 
 
 def _read(run: Run, path: str | list[str]) -> Rows:
@@ -112,20 +128,39 @@ def _read(run: Run, path: str | list[str]) -> Rows:
 
 
 def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, say: Say) -> Verdict:
-    """The verdict on rows, found on one rank and shared."""
-    verdict: Any = None
-    if me.is_main:
-        verdict = check(rows, family.codec, run.data.max_length, run.data.on_error)
-        for note in verdict.notes:
-            say(f"  {note}")
-        if verdict.skipped:
-            say(f"{len(verdict.skipped)} {which} rows are skipped (data.on_error=skip):")
-            for key, reason in verdict.skipped[:20]:
-                say(f"  {key}: {reason}")
-            if len(verdict.skipped) > 20:
-                say(f"  and {len(verdict.skipped) - 20} more, all of them in run.json")
-    shared: Verdict = ranks.broadcast_object(verdict)
-    return shared
+    """The verdict on rows, found on one rank and shared; the others hear of it once a minute, or would give up."""
+    verdict: Verdict | None = None
+    while not me.is_main and verdict is None:
+        verdict = ranks.broadcast_object(verdict)
+    if verdict is not None:
+        return verdict
+    verdict = check(rows, family.codec, run.data.max_length, run.data.on_error, _alive(which, say))
+    for note in verdict.notes:
+        say(f"  {note}")
+    if verdict.skipped:
+        say(f"{len(verdict.skipped)} {which} rows are skipped (data.on_error=skip):")
+        for key, reason in verdict.skipped[:20]:
+            say(f"  {key}: {reason}")
+        if len(verdict.skipped) > 20:
+            say(f"  and {len(verdict.skipped) - 20} more, all of them in run.json")
+    return ranks.broadcast_object(verdict)
+
+
+def _alive(which: str, say: Say) -> Callable[[int, int], None]:
+    """Progress of a long check: a line every ten seconds for people, a word every minute for the waiting ranks."""
+    told = heard = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told, heard
+        now = time.monotonic()
+        if now - told > 10:
+            told = now
+            say(f"checked {done:,} of {total:,} {which} rows")
+        if now - heard > 60:
+            heard = now
+            ranks.broadcast_object(None)
+
+    return progress
 
 
 def _choose_what_trains(run: Run, family: Family, say: Say) -> None:

@@ -71,10 +71,9 @@ class Stepper:
         summed = ranks.sum_float(sum(values))
         if not self.scaler.is_enabled() and not math.isfinite(size):
             raise ValueError(f"the gradient is not finite (loss {summed / total:.4g}) after rows {_keys(micro)}")
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # skips by itself what overflowed in fp16
         self.scaler.update()
-        return Update(summed / total, size, total, stepped=self.scaler.get_scale() >= before)
+        return Update(summed / total, size, total, stepped=math.isfinite(size))
 
     def _backward(self, batch: Batch, total: float, last: bool) -> Tensor:
         with ranks.no_sync(self.step, last):
@@ -112,4 +111,6 @@ def held_out_loss(step: nn.Module, batches: Iterable[Batch], device: Device, dty
     summed, weight = ranks.sum_float(summed), ranks.sum_float(weight)
     if weight <= 0:
         raise ValueError("no token of the validation rows carries loss; give data.val rows with answers")
+    if not math.isfinite(summed):
+        raise ValueError(f"the validation loss is {summed}; lower train.lr, or look at the validation rows")
     return summed / weight

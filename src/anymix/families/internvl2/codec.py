@@ -65,6 +65,7 @@ class InternVL2Codec:
     max_length: int | None = None  # tokens of a training row
     system_message: str | None = None  # instead of the template's
     augment: bool = True  # re-compress tiles of rows that ask for it; off for validation
+    overrides: tuple[tuple[str, Any], ...] = ()  # options that were set against the model's own config
 
     def __post_init__(self) -> None:
         for mark in self._marks:
@@ -116,6 +117,14 @@ class InternVL2Codec:
             bool(tree["pad2square"]) and not tiled,
             max_length=max_length,
             system_message=tree.get("system_message") if chosen.name == tree["template"] else None,
+            overrides=tuple(
+                (option, value)
+                for option, value, own in (
+                    ("template", template, tree["template"]),
+                    ("image_size", image_size, tree["force_image_size"] or tree["vision_config"]["image_size"]),
+                )
+                if value is not None and value != own
+            ),
         )
 
     # --- what a family asks
@@ -148,6 +157,10 @@ class InternVL2Codec:
     @property
     def std(self) -> tiling.Colour:
         return tiling.NORMALISATION[self.normalisation][1]
+
+    def chosen(self) -> dict[str, Any]:
+        """Template and tile size where they are not the model's own: what is trained so must be opened so."""
+        return dict(self.overrides)
 
     def still(self) -> InternVL2Codec:
         """The same codec without augmentation, for validation."""

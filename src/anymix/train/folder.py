@@ -1,0 +1,76 @@
+"""The output folder of a run: what may begin in it, what it goes on from, and nothing of another run left to mislead.
+
+A run that starts anew never writes into the remains of another: the old folder is set aside under a new name, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from anymix.config import Run
+from anymix.train import checkpoint
+
+DONE = ("finished", "early stop")
+
+
+def begin(run: Run, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, or None with the folder ready for a fresh start. Main rank only.
+
+    Raises ValueError in one sentence where the folder cannot be used, or starting over would hide a finished run."""
+    out = Path(run.train.out)
+    if not _is_folder_to_be(out):
+        raise ValueError(f"train.out = {out} is or lies under a file; give a folder that can be made")
+    found = checkpoint.find(out, run.resume)
+    if found is not None:
+        _set_newer_aside(out, found, say)
+        return found
+    if (out / "run.json").exists() or checkpoint.steps(out):
+        _start_over(out, run, say)
+    for leftover in ("best", ".best.tmp", ".best.old"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    return None
+
+
+def _is_folder_to_be(out: Path) -> bool:
+    return next((p.is_dir() for p in (out, *out.resolve().parents) if p.exists()), False)
+
+
+def _start_over(out: Path, run: Run, say: Callable[[str], None]) -> None:
+    if run.resume != "never" and _status(out) in DONE:
+        raise ValueError(
+            f"train.out = {out} holds a finished run without its checkpoints; give another train.out, "
+            "or resume=never to set it aside and start anew"
+        )
+    if run.resume != "never":
+        return  # it was cut off before its first checkpoint: nothing of it is worth keeping
+    used = [run.model.path, *([run.data.path] if isinstance(run.data.path, str) else run.data.path)]
+    inside = next((p for p in used if out.resolve() in (Path(p).resolve(), *Path(p).resolve().parents)), None)
+    if inside is not None:
+        raise ValueError(f"resume=never would set {out} aside, and {inside}, which this run needs, lies in it; "
+                         "give another train.out")  # fmt: skip
+    number = next(n for n in range(1, 10**6) if not out.with_name(f"{out.name}.old-{n}").exists())
+    aside = out.with_name(f"{out.name}.old-{number}")
+    out.rename(aside)
+    say(f"the run that was in {out} is now in {aside}")
+
+
+def _status(out: Path) -> str:
+    try:
+        return str(json.loads((out / "run.json").read_text(encoding="utf-8")).get("status"))
+    except (OSError, ValueError):
+        return "unknown"
+
+
+def _set_newer_aside(out: Path, found: Path, say: Callable[[str], None]) -> None:
+    """Going back to an older checkpoint on purpose: the newer ones would win the next time."""
+    if found.parent.resolve() != (out / "checkpoints").resolve():
+        return
+    for newer in checkpoint.steps(out):
+        if int(newer.name.removeprefix("step-")) > int(found.name.removeprefix("step-")):
+            aside = newer.with_name(f"abandoned-{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+            say(f"{newer.name} is behind the step this run goes back to; it is now {aside.name}")

@@ -1,0 +1,165 @@
+"""What may begin in an output folder, and what a resume refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anymix
+from anymix.adapters import lora
+from anymix.train import checkpoint
+from anymix.train.dry_run import forecast
+
+
+def train(run: anymix.Run, said: list[str] | None = None) -> Any:
+    return anymix.train(run, say=(said if said is not None else []).append)
+
+
+def test_starting_anew_sets_the_old_run_aside_whole(recipe: Any) -> None:
+    """Neither its best weights, its adapter nor its newer checkpoints may pass for the new run's."""
+    old = recipe("train.steps=4", "train.save_every=1", "data.val=0.25", adapter={"rank": 2})
+    train(old)
+    out = Path(old.train.out)
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    said: list[str] = []
+    new = recipe("train.steps=1", "resume=never")
+    train(new, said)
+    aside = out.with_name("out.old-1")
+    assert f"the run that was in {out} is now in {aside}" in said
+    assert {p.relative_to(aside): p.read_bytes() for p in aside.rglob("*") if p.is_file()} == before
+    assert [p.name for p in checkpoint.steps(out)] == ["step-000001"]
+    assert not lora.is_attached(anymix.open_family(out, device="cpu").net)
+
+
+def test_a_run_that_needs_what_lies_in_its_folder_is_not_started_anew_there(recipe: Any) -> None:
+    first = recipe("train.steps=1")
+    train(first)
+    with pytest.raises(ValueError, match="which this run needs, lies in it; give another train.out"):
+        train(recipe("train.steps=1", "resume=never", f"model.path={first.train.out}"))
+    assert checkpoint.steps(Path(first.train.out))
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_over(recipe: Any) -> None:
+    import shutil
+
+    run = recipe("train.steps=1")
+    train(run)
+    shutil.rmtree(Path(run.train.out) / "checkpoints")
+    with pytest.raises(ValueError, match="holds a finished run without its checkpoints"):
+        train(run)
+
+
+def test_a_best_of_an_earlier_start_is_not_shipped(recipe: Any) -> None:
+    """Cut off before its first checkpoint, with validation; now without."""
+    run = recipe("train.steps=1")
+    out = Path(run.train.out)
+    (out / "best").mkdir(parents=True)
+    (out / "best" / "model.safetensors").write_bytes(b"old")
+    (out / "run.json").write_text(json.dumps({"status": "running"}))
+    train(run)
+    assert (out / "model.safetensors").stat().st_size > 1000 and not (out / "best").exists()
+
+
+def test_a_file_is_no_output_folder(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="is or lies under a file"):
+            train(recipe(f"train.out={out}"))
+
+
+def test_other_rows_a_step_are_refused_and_another_split_is_not(recipe: Any) -> None:
+    train(recipe("train.steps=2", "train.save_every=1"))
+    with pytest.raises(ValueError, match=r"made with 4 rows a step .*this run has 2; set train"):
+        train(recipe("train.steps=4", "train.batch=1"))
+    assert train(recipe("train.steps=4", "train.batch=1", "train.accumulate=4")).step == 4
+
+
+def test_other_data_is_refused(recipe: Any, cards: Path, tmp_path: Path) -> None:
+    train(recipe("train.steps=1"))
+    fewer = tmp_path / "rows.jsonl"
+    fewer.write_text("\n".join(cards.read_text().splitlines()[:6]))
+    with pytest.raises(ValueError, match="checkpoint was made on 8 training rows, now there are 6"):
+        train(recipe("train.steps=2", f"data.path={fewer}", f"data.root={cards.parent}"))
+
+
+def test_going_back_on_purpose_keeps_the_newer_under_another_name(recipe: Any) -> None:
+    run = recipe("train.steps=3", "train.save_every=1", "train.keep=3")
+    train(run)
+    root = Path(run.train.out) / "checkpoints"
+    train(recipe("train.steps=2", "train.save_every=1", "train.keep=3", f"resume={root / 'step-000001'}"))
+    assert sorted(p.name for p in root.iterdir()) == [
+        "abandoned-step-000002", "abandoned-step-000003", "step-000001", "step-000002",
+    ]  # fmt: skip
+
+
+def test_python_does_not_pass_over_nproc(recipe: Any) -> None:
+    with pytest.raises(ValueError, match="nproc = 2 needs that many processes: use `anymix train`"):
+        train(recipe("nproc=2"))
+
+
+def test_the_forecast_counts_the_steps_of_all_processes(recipe: Any) -> None:
+    one, four = (
+        forecast(recipe(f"nproc={n}", "train.steps=null", "train.epochs=2", "train.accumulate=1"), say=lambda _: None)
+        for n in (1, 4)
+    )
+    assert (one.steps, four.steps) == (8, 2)
+
+
+def test_a_validation_loss_that_is_no_number_is_an_error(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anymix.families.internvl2 import InternVL2
+
+    honest = InternVL2.loss
+    spoilt = lambda self, batch: honest(self, batch) * (1.0 if self.net.training else float("nan"))  # noqa: E731
+    monkeypatch.setattr(InternVL2, "loss", spoilt)
+    with pytest.raises(ValueError, match="the validation loss is nan"):
+        train(recipe("data.val=0.25", "train.steps=1"))
+
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 2}])
+def test_the_template_it_was_trained_in_is_the_one_it_opens_with(recipe: Any, adapter: Any) -> None:
+    run = recipe("train.steps=1", "model.template=internvl2_5", **({"adapter": adapter} if adapter else {}))
+    if adapter:
+        run = anymix.load(run.model_dump(), ["train.lr=0.1"])
+    train(run)
+    assert anymix.open_family(run.train.out, device="cpu").codec.template.name == "internvl2_5"
+    assert anymix.open_family(run.model.path, device="cpu").codec.template.name == "internlm2-chat"
+
+
+def test_a_native_folder_is_trained_into_a_native_folder(recipe: Any, model: Path, tmp_path: Path) -> None:
+    anymix.open_family(model, device="cpu").save(tmp_path / "native", "native")
+    run = recipe("train.steps=1", f"model.path={tmp_path / 'native'}")
+    train(run)
+    assert json.loads((Path(run.train.out) / "config.json").read_text())["architectures"] == [
+        "InternVLForConditionalGeneration"
+    ]
+    assert anymix.open_family(run.train.out, device="cpu").layout == "native"
+
+
+def test_rows_named_twice_in_a_meta_do_not_leak_into_validation(recipe: Any, cards: Path, tmp_path: Path) -> None:
+    from anymix.device import pick, ranks
+    from anymix.train.prepare import prepare
+
+    entry = {"root": str(cards.parent), "annotation": str(cards), "length": 8}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"a": entry, "b": {**entry, "max_dynamic_patch": 2}}))
+    ready = prepare(recipe(f"data.path={meta}", "data.val=0.25"), pick("cpu"), ranks.Ranks(), lambda _: None)
+    assert ready.held is not None
+    names = [{rows.key(i) for i in range(len(rows))} for rows in (ready.rows, ready.held)]
+    assert names[0].isdisjoint(names[1]) and len(names[0]) + len(names[1]) == 8
+
+
+def test_other_weights_under_the_same_name_are_refused(recipe: Any, model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(model, tmp_path / "base")
+    train(recipe("train.steps=1", f"model.path={tmp_path / 'base'}"))
+    moved = tmp_path / "moved"
+    (tmp_path / "base").rename(moved)
+    assert train(recipe("train.steps=2", f"model.path={moved}")).step == 2
+    trained = Path(recipe().train.out) / "model.safetensors"
+    shutil.copyfile(trained, moved / "model.safetensors")
+    with pytest.raises(ValueError, match="made from other weights than those model.path names"):
+        train(recipe("train.steps=3", f"model.path={moved}"))
