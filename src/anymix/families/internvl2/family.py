@@ -9,6 +9,7 @@ Shapes: T tiles, E tile edge in pixels, L tokens of a row, K placeholders, H hid
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from anymix.families.common import attention
+from anymix.families.common import attention, rotary
 from anymix.families.common.recompute import recompute_blocks
-from anymix.families.common.shards import read_json
+from anymix.families.common.shards import read_json, write_text
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.codec import InternVL2Codec
@@ -67,6 +68,7 @@ class InternVL2:
         self.stops = frozenset(codec.stop_ids)
         self.stop_strings: tuple[str, ...] = codec.stop_strings
         attention.use(net)
+        rotary.use(net.model.language_model)
 
     @classmethod
     def open(
@@ -87,7 +89,7 @@ class InternVL2:
         """The codec alone, in milliseconds: no weights are read."""
         config = read_json(folder / "config.json")
         if config.get("model_type") == "internvl":
-            config = configs.original_of_native(config)
+            config = configs.original_of_native(config, folder)
         return InternVL2Codec.from_folder(folder, config, **options)
 
     @property
@@ -133,13 +135,15 @@ class InternVL2:
         embeds = self._embed(
             batch["input_ids"], batch.tensors.get("pixel_values"), batch.tensors.get("image_positions")
         )
-        hidden = self.net.model.language_model(
-            inputs_embeds=embeds[None],  # (1, L, H)
-            attention_mask=attention.already_isolated(embeds.device),
-            position_ids=batch["position_ids"][None],  # (1, L), from 0 in every sequence
-            use_cache=False,
-            anymix_cu=batch.host["cu_seqlens"],
-        ).last_hidden_state[0]
+        language, cu = self.net.model.language_model, batch.host["cu_seqlens"]
+        with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
+            hidden = language(
+                inputs_embeds=embeds[None],  # (1, L, H)
+                attention_mask=attention.already_isolated(embeds.device),
+                position_ids=batch["position_ids"][None],  # (1, L), from 0 in every sequence
+                use_cache=False,
+                anymix_cu=cu,
+            ).last_hidden_state[0]
         supervised = hidden.index_select(0, batch["target_positions"])  # (N, H)
         head = self.net.lm_head
         return next_token.loss(
@@ -202,18 +206,20 @@ class InternVL2:
         positions = torch.tensor(cache.lengths, device=tokens.device)[:, None]
         if cache.mask is not None:
             cache.mask = torch.cat((cache.mask, cache.mask.new_ones(len(tokens), 1)), dim=1)
-        logits = self._advance(embeds, positions, cache)
         cache.lengths = [length + 1 for length in cache.lengths]
-        return logits
+        return self._advance(embeds, positions, cache)
 
     def _advance(self, embeds: Tensor, positions: Tensor, cache: ChatCache) -> Tensor:
-        hidden = self.net.model.language_model(
-            inputs_embeds=embeds,  # (B, l, H)
-            attention_mask=cache.mask,
-            position_ids=positions,  # (B, l)
-            past_key_values=cache.past,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        """New tokens of every row, already counted in `cache.lengths` -> logits after the last of them."""
+        language = self.net.model.language_model
+        with rotary.lengths(language, cache.lengths):
+            hidden = language(
+                inputs_embeds=embeds,  # (B, l, H)
+                attention_mask=cache.mask,
+                position_ids=positions,  # (B, l)
+                past_key_values=cache.past,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
         logits: Tensor = self.net.lm_head(hidden).float()
         return logits
 
@@ -229,3 +235,9 @@ class InternVL2:
     def save(self, folder: Path, layout: str = "original", dtype: torch.dtype | None = None) -> None:
         """Write weights and every file beside them; `layout` is original or native."""
         weights.save(self.net, folder, layout, dtype)
+        if chosen := self.codec.chosen():  # trained against the config it came with: say so in the new one
+            path = Path(folder) / "config.json"
+            tree = read_json(path)
+            own = tree if layout == "original" else tree[configs.ORIGIN_KEY]
+            own |= {{"image_size": "force_image_size"}.get(key, key): value for key, value in chosen.items()}
+            write_text(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
