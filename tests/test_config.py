@@ -89,3 +89,15 @@ def test_help_names_every_key_with_type_default_and_meaning() -> None:
 def test_a_run_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Run().device = "cpu"  # type: ignore[misc]
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("train: {lr: 1e-4}\n")
+    with pytest.raises(ValueError, match="^unknown key train.stepz"):
+        load(recipe, ["train.stepz=3"])
+    with pytest.raises(ValueError, match="^unknown key trian, did you mean train"):
+        load(recipe, ["trian.steps=3"])
+    recipe.write_text("train: {lrr: 1e-4}\n")
+    with pytest.raises(ValueError, match="a.yaml: unknown key train.lrr"):
+        load(recipe)

@@ -112,7 +112,9 @@ class Run(Section):
     train: Train = Train()
     device: str = _key("auto", "auto, npu, npu:1, cuda, cuda:0 or cpu")
     nproc: Positive = _key(1, "processes on this machine, one per card")
-    resume: str = _key("auto", "auto goes on from the newest checkpoint in train.out, never starts anew, or a folder")
+    resume: str = _key(
+        "auto", "auto (go on from the newest checkpoint in train.out), never (set that run aside), or a folder"
+    )
 
     @field_validator("resume")
     @classmethod
@@ -146,7 +148,9 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequen
     try:
         return Run.model_validate(tree)
     except ValidationError as error:
-        where = f"{source}: " if isinstance(source, (str, Path)) else ""
+        wrong = ".".join(str(part) for part in error.errors()[0]["loc"])
+        typed = any(override.startswith(wrong) for override in overrides) and bool(wrong)
+        where = "" if typed or not isinstance(source, (str, Path)) else f"{source}: "
         raise ValueError(where + _sentence(error)) from None
 
 
@@ -230,11 +234,13 @@ def _sentence(error: ValidationError) -> str:
 def _nearest(name: str) -> str:
     known = [key for key, *_ in keys()]
     leaf = name.rpartition(".")[2]
-    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:
-        leaves = {key.rpartition(".")[2]: key for key in known}
-        close = [leaves[hit] for hit in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    leaves = {key.rpartition(".")[2]: key for key in known}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    close = [key for key in known if key.rpartition(".")[2] == leaf]
+    if not close and "." not in name:
+        close = difflib.get_close_matches(name, sections, n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [leaves[hit] for hit in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
     tail = "`anymix train --help-keys` lists all"
     return f", did you mean {close[0]}? ({tail})" if close else f" ({tail})"
 

@@ -4,12 +4,15 @@ rows.
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from anymix.engines.answers import Schema
 from anymix.engines.chat import Answer, ChatEngine, ask
@@ -170,8 +173,12 @@ def test_another_model_or_schema_does_not_go_on(engine, pictures, tmp_path):
         predict(engine, rows, out, sampling=replace(FEW, max_new_tokens=11))
     with pytest.raises(ValueError, match="was begun with max_tiles"):
         predict(engine, rows, out, sampling=FEW, settings={"max_tiles": 2})
-    other = ChatEngine(engine.family, tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    family = copy.copy(engine.family)
+    family.folder = shutil.copytree(engine.family.folder, tmp_path / "other")
+    tensors = load_file(family.folder / "model.safetensors")
+    tensors = {name: t + (name == "language_model.output.weight") for name, t in tensors.items()}  # the rest is frozen
+    save_file(tensors, family.folder / "model.safetensors", {"format": "pt"})
+    other = ChatEngine(family, family.folder)
     with pytest.raises(ValueError, match="was begun with model = "):
         predict(other, rows, out, sampling=FEW)
     assert predict(other, rows, out, sampling=FEW, restart=True).before == 0
@@ -261,3 +268,16 @@ def test_a_row_too_large_for_the_device_alone_is_named(engine, pictures):
     (row,) = _rows(pictures, 1)
     with pytest.raises(ValueError, match=r"^row 0: the device has no memory for this row alone"):
         answer_in_halves(Full(engine, {}), [engine.prompt(row)], FEW)
+
+
+def test_a_csv_that_is_not_ours_and_other_kinds_of_files_are_left_alone(tmp_path):
+    from anymix.engines.predict import _journal
+
+    sheet = tmp_path / "invoices.csv"
+    sheet.write_text("mine")
+    with pytest.raises(ValueError, match="exists and was not written by anymix"):
+        _journal(sheet)
+    with pytest.raises(ValueError, match="names no format predict writes; end it in .jsonl or .csv"):
+        _journal(tmp_path / "answers.xlsx")
+    assert sheet.read_text() == "mine"
+    assert _journal(tmp_path / "new.csv").name == "new.csv.jsonl"

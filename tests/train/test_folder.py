@@ -37,9 +37,39 @@ def test_starting_anew_sets_the_old_run_aside_whole(recipe: Any) -> None:
 def test_a_run_that_needs_what_lies_in_its_folder_is_not_started_anew_there(recipe: Any) -> None:
     first = recipe("train.steps=1")
     train(first)
+    inside = Path(first.train.out) / "rows.jsonl"
+    inside.write_text("")
     with pytest.raises(ValueError, match="which this run needs, lies in it; give another train.out"):
-        train(recipe("train.steps=1", "resume=never", f"model.path={first.train.out}"))
+        train(recipe("train.steps=1", "resume=never", f"data.path={inside}"))
     assert checkpoint.steps(Path(first.train.out))
+
+
+def test_models_are_only_read(recipe: Any, model: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in model.rglob("*")}
+    for out in (model, model / "runs" / "a"):
+        with pytest.raises(ValueError, match="is the folder of model.path or lies in it, and models are only read"):
+            train(recipe(f"train.out={out}"))
+    assert {p: p.stat().st_mtime_ns for p in model.rglob("*")} == before
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_run(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "run.json").write_text("precious")
+    with pytest.raises(ValueError, match="holds run.json and no run; give a folder of its own"):
+        train(recipe(f"train.out={tmp_path / 'scans'}"))
+    assert (tmp_path / "scans" / "run.json").read_text() == "precious"
+
+
+def test_fewer_steps_than_taken_is_a_sentence(recipe: Any) -> None:
+    train(recipe("train.steps=2"))
+    with pytest.raises(ValueError, match="has taken 2 steps, more than the 1 asked for"):
+        train(recipe("train.steps=1"))
+
+
+def test_a_lora_does_not_go_on_from_a_full_run(recipe: Any) -> None:
+    train(recipe("train.steps=1"))
+    with pytest.raises(ValueError, match="the checkpoint trained all weights, this run trains a LoRA"):
+        train(recipe("train.steps=2", adapter={"rank": 2}))
 
 
 def test_a_finished_run_without_checkpoints_is_not_trained_over(recipe: Any) -> None:

@@ -141,7 +141,8 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(recipe: Any, tmp_path: P
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_0(recipe: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_exits_0(recipe: Any, tmp_path: Path, number: signal.Signals) -> None:
     run = recipe("train.steps=100000", "train.save_every=100000")
     recipe_file = tmp_path / "run.json"
     recipe_file.write_text(json.dumps(run.model_dump(mode="json")))
@@ -151,7 +152,7 @@ def test_sigterm_saves_and_exits_0(recipe: Any, tmp_path: Path) -> None:
     lines = Path(run.train.out) / "metrics.jsonl"
     while process.poll() is None and not (lines.exists() and lines.stat().st_size):
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(number)
     assert process.wait(timeout=30) == 0
     saved = checkpoint.load(checkpoint.steps(Path(run.train.out))[-1])
     assert saved.progress.step == journal(run.train.out)[-1]["step"]
@@ -168,7 +169,7 @@ def test_best_weights_are_kept_and_waiting_ends(recipe: Any) -> None:
     assert outcome.status == "early stop" and outcome.step < 20
     assert outcome.best == min(values) and values[-1] > min(values)
     assert not (outcome.out / "best").exists() and (outcome.out / "model.safetensors").exists()
-    words = [f"model.path={outcome.out}", f"train.out={outcome.out}/again", "train.lr=1e-30", "train.steps=1"]
+    words = [f"model.path={outcome.out}", f"train.out={outcome.out}-again", "train.lr=1e-30", "train.steps=1"]
     held = train(anymix.load(run.model_dump(), words))
     assert held.best == pytest.approx(outcome.best, rel=1e-5)
 

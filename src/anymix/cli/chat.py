@@ -53,6 +53,8 @@ def chat(
     """Ask a model about pictures, once or in a conversation."""
     from anymix.engines.sampling import Sampling
 
+    if question is not None and not question.strip():
+        raise ValueError("the question is empty; write it after the model, or leave it out to talk")
     if question is None and as_json:
         raise ValueError("--json answers one question; write the question after the model")
     # What is cheap to get wrong is checked before the weights are read.

@@ -90,7 +90,7 @@ def convert(
     """A spreadsheet to questions with JSON answers, or one training format to another; lossless or refused."""
     from anymix.data.convert import convert as run
 
-    columns = [name.strip() for name in answer_columns.split(",")] if answer_columns else None
+    columns = [name.strip() for name in answer_columns.replace("，", ",").split(",")] if answer_columns else None
     done = run(
         source, output, to,  # type: ignore[arg-type]
         image_column=image_column, answer_columns=columns, question=question, images=images, plain=plain, root=root,

@@ -26,7 +26,7 @@ Question = Annotated[str | None, typer.Option("--question", "-q", help="What is 
 SchemaFile = Annotated[str | None, typer.Option(help="JSON schema file that answers must follow.")]
 Retries = Annotated[int, typer.Option(help="How often an answer the schema refuses is drawn again.")]
 Batch = Annotated[int, typer.Option(help="Rows answered at once.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many rows.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an earlier run answered.")]
 Root = Annotated[str | None, typer.Option(help="Folder relative image paths start from.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column naming the picture, if it is not image.")]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
@@ -243,26 +243,27 @@ def launch(argv: Sequence[str], nproc: int) -> int:
     """Run `python ARGV` ("-m", "package", ... or "script.py", ...) in `nproc` processes on this machine.
 
     -> 0 when all of them exited 0, else the exit code of the first that failed; torchrun stops the others.
-    SIGTERM goes to the processes themselves, so that they may take their time to save and exit 0; torchrun
-    would give them 30 s and exit 1.
+    SIGTERM, and Ctrl-C as SIGTERM, go to the processes themselves, so that they may take their time to save and
+    exit 0; torchrun would give them 30 s and exit 1.
     """
     environ = dict(os.environ)
     environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))  # torchrun would set 1, and warn
     torchrun = [sys.executable, "-m", "anymix.device.agent", "--standalone", f"--nproc-per-node={nproc}"]
-    agent = subprocess.Popen([*torchrun, *argv], env=environ)
+    agent = subprocess.Popen([*torchrun, *argv], env=environ, start_new_session=True)  # Ctrl-C reaches us alone
 
     def pass_on(number: int, _: FrameType | None) -> None:
         for pid in _children(agent.pid) or [agent.pid]:
             os.kill(pid, number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    def interrupted(_: int, frame: FrameType | None) -> None:
+        pass_on(signal.SIGTERM, frame)
+
+    before = signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, interrupted)
     try:
-        while agent.poll() is None:
-            with suppress(KeyboardInterrupt):  # the terminal has sent it to torchrun as well
-                agent.wait()
-        return agent.returncode
+        return agent.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 def _children(pid: int) -> list[int]:

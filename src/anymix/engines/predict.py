@@ -93,7 +93,7 @@ def predict(
     if batch < 1 or retries < 0:
         raise ValueError(f"batch = {batch} and retries = {retries}, expected at least 1 and at least 0")
     out, sampling = Path(out), sampling or Sampling()
-    path = out.with_name(out.name + ".jsonl") if out.suffix.lower() == ".csv" else out
+    path = _journal(out)
     keys = keys_of(rows)
     job = _Job(engine, rows, keys, sampling, schema, retries)
     began = time.perf_counter()
@@ -113,6 +113,17 @@ def predict(
     if path != out:
         to_csv(path, out, schema)
     return summary
+
+
+def _journal(out: Path) -> Path:
+    """The JSONL file behind `out`. Raises ValueError for an output of another kind, or a csv that is not ours."""
+    kind = out.suffix.lower()
+    if kind not in (".jsonl", ".csv"):
+        raise ValueError(f"{out} names no format predict writes; end it in .jsonl or .csv")
+    path = out.with_name(out.name + ".jsonl") if kind == ".csv" else out
+    if kind == ".csv" and out.exists() and not path.exists():
+        raise ValueError(f"{out} exists and was not written by anymix (there is no {path.name}); name another output")
+    return path
 
 
 @dataclass

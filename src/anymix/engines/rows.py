@@ -16,6 +16,7 @@ from anymix.data.conversations import Block, Listed, Rows, read
 from anymix.data.grammar import Reading
 from anymix.data.tables import read_table
 from anymix.engines.chat import ask
+from anymix.families.common.folders import nearest
 from anymix.samples import Conversation, SampleError
 
 PICTURES = (
@@ -67,6 +68,8 @@ def open_rows(
     pictures, or a table whose `image_column` (default: image) names them. Raises ValueError in one
     sentence."""
     path = Path(data)
+    if question is not None and not path.exists():
+        raise ValueError(f"there is no {data}{nearest(path)}")
     if question is None:
         if path.is_dir() and _only_pictures(path):
             raise ValueError(f'{data} is a folder of pictures; say what to ask of them: --question "..."')
@@ -78,6 +81,8 @@ def open_rows(
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         notes = (f"{data}: {len(others)} files are no pictures and are not asked about ({shown})",) * bool(others)
         return pictures[:limit], notes
+    if path.suffix.lower() in PICTURES:
+        return Pictures((str(path),), question), ()
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"the rows of {data} bring their own questions; leave out --question")
     table_rows, notes = _table(path, question, root, image_column)

@@ -202,6 +202,9 @@ FREE = (
 
 def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ValueError naming the first setting that would make the rest of the run another one."""
+    if bool(saved.get("adapter")) != bool(now.get("adapter")):
+        kinds = ("all weights", "a LoRA") if now.get("adapter") else ("a LoRA", "all weights")
+        raise ValueError(f"the checkpoint trained {kinds[0]}, this run trains {kinds[1]}; give another train.out")
     before, after = _flat(saved), _flat(now)
     for key in sorted(before.keys() | after.keys()):
         if key.startswith(FREE) or before.get(key) == after.get(key):

@@ -33,6 +33,7 @@ def forecast(run: Run, say: Say = print) -> Forecast:
 
     One process stands for all: with nproc of them each needs about this memory, and they share the steps."""
     device = pick(run.device)
+    say(f"device: {device.reason}")
     ready = prepare(run, device, ranks.Ranks(), say)
     whole = Split(run.train.batch, run.train.accumulate, 0, max(run.nproc, ranks.here().world))
     steps = run.train.steps or whole.steps(len(ready.rows), run.train.epochs)

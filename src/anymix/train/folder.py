@@ -14,6 +14,15 @@ from anymix.config import Run
 from anymix.train import checkpoint
 
 DONE = ("finished", "early stop")
+OURS = (
+    "metrics.jsonl",
+    "checkpoints",
+    "best",
+    "tensorboard",
+    "wandb",
+    "swanlab",
+    ".anymix-saving",
+)  # of a run cut off early
 
 
 def begin(run: Run, say: Callable[[str], None]) -> Path | None:
@@ -23,6 +32,7 @@ def begin(run: Run, say: Callable[[str], None]) -> Path | None:
     out = Path(run.train.out)
     if not _is_folder_to_be(out):
         raise ValueError(f"train.out = {out} is or lies under a file; give a folder that can be made")
+    _refuse_foreign(out, run)
     found = checkpoint.find(out, run.resume)
     if found is not None:
         _set_newer_aside(out, found, say)
@@ -36,6 +46,20 @@ def begin(run: Run, say: Callable[[str], None]) -> Path | None:
 
 def _is_folder_to_be(out: Path) -> bool:
     return next((p.is_dir() for p in (out, *out.resolve().parents) if p.exists()), False)
+
+
+def _refuse_foreign(out: Path, run: Run) -> None:
+    """Models are only read, and a folder of other things is no place for a run's files."""
+    model = Path(run.model.path).expanduser().resolve()
+    if model in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"train.out = {out} is the folder of model.path or lies in it, and models are only read; "
+            "give another train.out"
+        )
+    ours = _status(out) != "unknown" or checkpoint.steps(out)
+    if out.is_dir() and not ours and any(p.name not in OURS for p in out.iterdir()):
+        other = next(p.name for p in sorted(out.iterdir()) if p.name not in OURS)
+        raise ValueError(f"train.out = {out} holds {other} and no run; give a folder of its own, it will be made")
 
 
 def _start_over(out: Path, run: Run, say: Callable[[str], None]) -> None:

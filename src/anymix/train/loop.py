@@ -123,6 +123,8 @@ def _trackers(ready: Prepared, progress: Progress, show: Show | None) -> list[me
 def _resume(loop: _Loop, found: Path) -> None:
     saved, ready, stepper = checkpoint.load(found), loop.ready, loop.ready.stepper
     checkpoint.same_material(saved.progress, loop.progress)
+    if saved.progress.step > ready.steps:
+        raise ValueError(f"{loop.out} has taken {saved.progress.step} steps, more than the {ready.steps} asked for")
     checkpoint.put_back(loop.ready.family.net, saved.trained)
     optim.restore(stepper.optimizer, saved.optimizer)
     if saved.progress.scaler:
@@ -160,6 +162,7 @@ def _steps(loop: _Loop) -> str:
         if _due(done, run.train.save_every, ready) or stopping:
             _save(loop)
         if stopping:
+            loop.say(f"asked to stop: step {done} is saved")
             return "stopped"
         if _due(done, run.train.val_every, ready) and _validate(loop):
             return "early stop"
@@ -290,20 +293,23 @@ def _finish(loop: _Loop, status: str) -> None:
 
 @contextmanager
 def _listening(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM (a scheduler's way to ask) sets `stop` instead of killing the process; a second one kills."""
+    """SIGTERM (a scheduler's way to ask) and Ctrl-C set `stop` instead of killing; a second one kills."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def asked(number: int, frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before[number])
 
-    before = signal.signal(signal.SIGTERM, asked)
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, asked)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _outcome(loop: _Loop, status: str) -> Outcome:

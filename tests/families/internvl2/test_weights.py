@@ -14,37 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from anymix import families
 from anymix.families.common.folders import resolve
 from anymix.families.internvl2 import weights
+from model_files import beside_weights, copied, same, tensors_of
 from tiny import tiny_internvl2
 
 LANGUAGES = ("internlm2", "qwen2", "llama", "phi3")
-
-
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
-
-
-def copied(path: Path) -> dict[str, Tensor]:
-    """Not mapped, so that the file may be written over (safetensors before 0.8 maps it)."""
-    return {name: t.clone() for name, t in load_file(path).items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
-    )
-
-
-def beside_weights(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in folder.rglob("*")
-        if p.is_file() and p.suffix != ".safetensors"
-    }
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -68,46 +46,6 @@ def test_trained_in_fp32_it_is_saved_in_the_dtype_it_came_in(source: Path, tmp_p
     net = weights.load(source, dtype=torch.float32)
     weights.save(net, tmp_path / "out")
     assert same(tensors_of(tmp_path / "out"), tensors_of(source))
-
-
-def test_to_native_and_back(source: Path, tmp_path: Path) -> None:
-    """The native folder opens in plain transformers to the same numbers, and the way back is bitwise."""
-    from transformers import AutoTokenizer, InternVLForConditionalGeneration
-
-    family = families.open_folder(source)
-    family.save(tmp_path / "native", "native")
-    theirs = InternVLForConditionalGeneration.from_pretrained(tmp_path / "native")
-    assert same(dict(theirs.state_dict()), dict(family.net.state_dict()))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "native")
-    words = family.codec.words
-    text = "<img><IMG_CONTEXT></img>\nWas steht da?"
-    opening = [words.bos_id] if words.adds_bos else []
-    assert tokenizer(text)["input_ids"] == opening + words.encode(text)
-    assert tokenizer.context_image_token_id == family.codec.context_id
-    again = families.open_folder(tmp_path / "native")
-    assert again.codec.template == family.codec.template
-    again.save(tmp_path / "back")
-    assert same(tensors_of(tmp_path / "back"), tensors_of(source))
-
-
-def test_native_processor_sees_what_the_codec_sees(tmp_path: Path) -> None:
-    from PIL import Image
-
-    got_ocr2 = pytest.importorskip(
-        "transformers.models.got_ocr2.image_processing_pil_got_ocr2", reason="newer than 5.0"
-    )
-    from anymix.families.internvl2.tiling import normalise
-    from anymix.samples import Conversation, ImageRef, Turn
-
-    family = families.open_folder(tiny_internvl2(tmp_path / "source"))
-    family.save(tmp_path / "native", "native")
-    picture = tmp_path / "a.png"
-    Image.radial_gradient("L").resize((200, 90)).convert("RGB").save(picture)
-    turns = (Turn("user", (ImageRef(str(picture)), "\nWhat?")),)
-    prompt = family.codec.prompt(Conversation(turns, "a"))
-    processor = got_ocr2.GotOcr2ImageProcessorPil.from_pretrained(tmp_path / "native")
-    theirs = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
-    assert torch.equal(normalise(prompt.pixels, family.codec.mean, family.codec.std), theirs)
 
 
 def test_saving_over_the_folder_it_was_opened_from(source: Path) -> None:

@@ -25,12 +25,12 @@ def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
         raise ValueError(f"{path} is a file, expected a model folder; give the folder it lies in")
     name = str(path)
     if not looks_like_id(name):
-        raise ValueError(f"there is no folder {path}{_nearest(folder)}")
+        raise ValueError(f"there is no folder {path}{nearest(folder)}")
     for candidate in local_candidates(name, environ):
         if candidate.is_dir():
             return candidate
     if folder.parent.is_dir():
-        raise ValueError(f"there is no folder {path}{_nearest(folder)}")
+        raise ValueError(f"there is no folder {path}{nearest(folder)}")
     return _download(name, environ)
 
 
@@ -89,9 +89,10 @@ def _download(name: str, environ: Mapping[str, str]) -> Path:
         raise ValueError(f"{name} cannot be fetched, from ModelScope neither ({error}); {advice}") from None
 
 
-def _nearest(folder: Path) -> str:
-    parent = folder.parent
+def nearest(path: Path) -> str:
+    """ ", did you mean ...?" for a path that is not there, or ""."""
+    parent = path.parent
     if not parent.is_dir():
         return f" (nor a folder {parent})"
-    close = difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
     return f", did you mean {parent / close[0]}?" if close else ""

@@ -2,15 +2,18 @@
 
 Reading is by memory map: a tensor nobody converts costs no anonymous memory. Writing never touches an existing
 file: a new one is written beside it, fsynced, and renamed over it, so a process that still maps the old file
-(this one, when a folder is saved over itself) keeps its pages.
+(this one, when a folder is saved over itself) keeps its pages. A save of several files is written whole before the
+first of them takes its place (`saving`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a save of whole models names its files
+SHARD_BYTES = 5 * 2**30  # of a save that has no split of its source to keep
+SAVING = ".anymix-saving"  # in a folder: files of a whole save that have yet to take their places
 POINTER = b"version https://git-lfs"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -39,7 +45,8 @@ class Shards:
         self._files: dict[str, Any] = {}
         for file in sorted(set(self.file_of.values())):
             self._files[file] = self._open.enter_context(_opened(folder / file))
-        absent = [name for name, file in self.file_of.items() if name not in set(self._names(file))]
+        held = {file: set(opened.keys()) for file, opened in self._files.items()}
+        absent = [name for name, file in self.file_of.items() if name not in held[file]]
         if absent:
             self.close()
             raise ValueError(
@@ -73,12 +80,18 @@ class Shards:
     def _slice(self, name: str) -> Any:
         return self._files[self.file_of[name]].get_slice(name)
 
-    def _names(self, file: str) -> list[str]:
-        return list(self._files[file].keys())
-
 
 def weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, in the order of the files. The same errors as `Shards`."""
+    if (folder / SAVING).exists():
+        raise ValueError(
+            f"{folder}: a save was cut off while its files took their places, so this is a mix of two models; save "
+            f"into it again, or move all that lies in its {SAVING} up into it and remove {SAVING}"
+        )
+    return _mapped(folder)
+
+
+def _mapped(folder: Path) -> dict[str, str]:
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         mapping = index.get("weight_map")
@@ -173,6 +186,52 @@ def write(
         settle(beside, folder / file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[Path]:
+    """An empty folder to write a whole save of `folder` into; its files take their places when the block ends well.
+
+    Until then `folder` is as it was. A cut among the renames leaves a mix of two saves: what has yet to move is then
+    still in SAVING, for which `weight_map` refuses the folder, and which the next save moves before it begins. Of the
+    weight files already there, those go that a whole save would have named so and the new one does not name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, beside = folder / SAVING, folder / f"{SAVING}.tmp"
+    if whole.exists():
+        _take_places(whole, folder)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for path in _files(beside):
+            path.chmod(0o666 & ~_umask())
+            sync(path)
+        beside.rename(whole)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _take_places(whole, folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _take_places(whole: Path, folder: Path) -> None:
+    """Move every file of `whole` into `folder`; can be cut off anywhere and called again."""
+    if (whole / SINGLE).exists() and not (whole / INDEX).exists():
+        (folder / INDEX).unlink(missing_ok=True)
+    for path in sorted(_files(whole), key=lambda path: path.name in (INDEX, SINGLE)):  # what the line above asks, last
+        target = folder / path.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        sync_folder(target.parent)
+    named = set(_mapped(folder).values())
+    for path in folder.iterdir():
+        if WEIGHT_FILE.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    shutil.rmtree(whole)
+    sync_folder(folder)
 
 
 def _umask() -> int:

@@ -9,6 +9,7 @@ default 4096x32 model from it: nothing here ever hands it one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
 )
+
+from anymix.families.common.shards import read_json
 
 Json = Mapping[str, Any]
 
@@ -148,13 +151,17 @@ def original(config: Any) -> dict[str, Any]:
     if isinstance(kept := getattr(config, ORIGIN_KEY, None), dict):
         return kept
     text, vision = config.text_config, config.vision_config
-    name = _MODEL_TYPE.get(text.model_type)
-    if name is None:
-        raise ValueError(f"the original layout has no place for a {text.model_type} language model")
+    _check_language(text.model_type)
+    name = _MODEL_TYPE[text.model_type]
+    extra = _LANGUAGE[name][1]
     rope = dict(getattr(text, "rope_parameters", None) or {})
     theta = rope.pop("rope_theta", 10000.0)
     kind = rope.pop("rope_type", "default")
-    llm = {key: getattr(text, key) for key in _TEXT if getattr(text, key, None) is not None}
+    beside = {key: rope.pop(key) for key in extra if key in rope}  # the original's rope_scaling has no such keys
+    if name == "Phi3ForCausalLM" and kind == "longrope":
+        kind = rope["type"] = "su"  # the only name its original class knows it by
+    llm = {key: value for key in (*_TEXT, *extra) if (value := getattr(text, key, None)) is not None}
+    llm |= beside
     llm |= {
         "architectures": [name],
         "model_type": text.model_type,
@@ -162,8 +169,6 @@ def original(config: Any) -> dict[str, Any]:
         "rope_scaling": None if kind == "default" else {"type": kind, **rope},
         "tie_word_embeddings": False,
     }
-    if text.model_type == "llama":
-        llm["attention_bias"] = text.attention_bias
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -200,9 +205,33 @@ def original(config: Any) -> dict[str, Any]:
     }
 
 
-def original_of_native(config: Json) -> dict[str, Any]:
-    """A native folder's config.json as the original one, for what a codec asks of it (sizes, template, tiles)."""
+def original_of_native(config: Json, folder: Path | None = None) -> dict[str, Any]:
+    """A native folder's config.json as the original one, for what a codec asks of it (sizes, template, tiles).
+
+    `folder`: whose preprocessor_config.json says the size and the number of tiles, where it is there. Raises
+    ValueError for a language model that is not opened here."""
     kept = config.get(ORIGIN_KEY)
     if isinstance(kept, dict):
         return kept
-    return original(InternVLConfig.from_dict(dict(config)))
+    _check_language((config.get("text_config") or {}).get("model_type", "qwen2"))  # InternVLConfig's default
+    tree = original(InternVLConfig.from_dict(dict(config)))
+    return tree if folder is None else {**tree, **_tiles(folder)}
+
+
+def _check_language(found: str) -> None:
+    if found not in ("llama", "qwen2", "phi3"):
+        raise ValueError(f"anymix opens InternVL with Llama, Qwen2 or Phi-3 language models, found {found}")
+
+
+def _tiles(folder: Path) -> dict[str, Any]:
+    """Tile edge and counts as a native folder's image processor has them; {} for what it does not say."""
+    own, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
+    settings = read_json(own) if own.is_file() else {}
+    if not settings and nested.is_file():  # where transformers 5 puts it
+        settings = read_json(nested).get("image_processor") or {}
+    found = {"max_dynamic_patch": settings.get("max_patches"), "min_dynamic_patch": settings.get("min_patches")}
+    size = settings.get("size") or {}
+    if size.get("height") != size.get("width"):
+        raise ValueError(f"{folder}: its image processor has tiles of size {size}, expected squares; copy it again")
+    found["force_image_size"] = size.get("height")
+    return {key: value for key, value in found.items() if value is not None}

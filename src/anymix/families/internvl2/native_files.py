@@ -8,14 +8,13 @@ open.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
 from tokenizers import AddedToken, Tokenizer, processors
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
 from anymix.families.common import shards
 from anymix.families.common.pieces import Pieces
@@ -23,7 +22,9 @@ from anymix.families.common.quiet import quiet
 from anymix.families.common.words import Fast, Words
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.internvl2.origin import Origin, carry, origin_of
+from anymix.families.internvl2.origin import Origin, as_opened, carry, origin_of
+
+GENERATION = "generation_config.json"
 
 # spellings on which two tokenizers that differ at all are likely to differ: spaces, marks, bytes, CJK, digits
 PROBES = (
@@ -40,46 +41,51 @@ def save_native(net: Any, folder: Path, dtype: torch.dtype | None = None) -> Non
     """Weights in transformers' own names and the dtype they came in, and everything its classes ask for.
 
     Raises ValueError where the native layout has no place for the model (ps_version v1), or its tokenizer cannot be
-    written exactly."""
+    written exactly, both before a weight is converted."""
     origin = origin_of(net)
-    config = origin.config if origin and origin.layout == "original" else configs.original(net.config)
+    config = origin.config if origin else configs.original(net.config)
     if {**configs.CHAT_DEFAULTS, **config}["ps_version"] == "v1":
         raise ValueError("transformers has no ps_version v1: it would see every tile transposed; keep layout=original")
-    beside = folder / ".native.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        _weights(net, origin, config, beside, dtype)
+    with shards.saving(folder) as beside:
         if origin is not None and origin.layout == "native":
-            for _ in carry(origin.folder, folder):
-                continue
-        elif origin is not None:
-            _processor(origin, config, beside)
-        for path in sorted(beside.iterdir()):
-            shards.settle(path, folder / path.name)
-        _drop_stale(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            carry(origin, beside, folder)
+        stops: tuple[int, ...] = ()
+        if origin is not None and origin.layout == "original":
+            with as_opened(origin) as source:
+                stops = _processor(source, config, beside)
+        _generation(net, beside, stops)
+        _weights(net, origin, config, beside, dtype)
+
+
+def _generation(net: Any, folder: Path, stops: tuple[int, ...]) -> None:
+    """generation_config.json as the source had it, with an eos; the original asks its template for one.
+
+    Written past transformers' own check, which refuses what many a released folder says (do_sample false beside a
+    temperature) and only warns when it reads it."""
+    path = folder / GENERATION
+    if not path.exists():
+        net.generation_config.to_json_file(path)
+    if stops:
+        _write(path, {"eos_token_id": list(stops), **shards.read_json(path)})
 
 
 def _weights(net: Any, origin: Origin | None, config: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
     dtypes = origin.dtypes if origin else {}
     tensors = {name: t.detach().to("cpu", dtype or dtypes.get(name)) for name, t in net.state_dict().items()}
     setattr(net.config, configs.ORIGIN_KEY, config)
-    with quiet():
-        net.save_pretrained(folder, state_dict=tensors)
+    generation, said = net.generation_config, (folder / GENERATION).read_bytes()
+    net.generation_config = GenerationConfig()  # a valid one for save_pretrained, which writes it
+    try:
+        with quiet():
+            net.save_pretrained(folder, state_dict=tensors, max_shard_size=shards.SHARD_BYTES)
+    finally:
+        net.generation_config = generation
+    (folder / GENERATION).write_bytes(said)
 
 
-def _drop_stale(folder: Path) -> None:
-    """Weight files of an earlier save that the new index does not name."""
-    named = set(shards.weight_map(folder).values())
-    for path in folder.glob("model*.safetensors"):
-        if path.name not in named:
-            path.unlink()
-
-
-def _processor(origin: Origin, config: dict[str, Any], folder: Path) -> None:
-    codec = InternVL2Codec.from_folder(origin.folder, config)
+def _processor(source: Path, config: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    """The files of transformers' processor, from the original folder `source`; the ids that end an answer."""
+    codec = InternVL2Codec.from_folder(source, config)
     size = {"height": codec.image_size, "width": codec.image_size}
     settings = {
         "image_processor_type": "GotOcr2ImageProcessor",
@@ -91,11 +97,9 @@ def _processor(origin: Origin, config: dict[str, Any], folder: Path) -> None:
     _write(folder / "preprocessor_config.json", settings)
     facts = {"processor_class": "InternVLProcessor", "image_seq_length": codec.tokens_per_tile}
     _write(folder / "processor_config.json", facts)
-    tokenizer(codec.words, origin.folder, folder)
-    generation = shards.read_json(folder / "generation_config.json")
-    generation.setdefault("eos_token_id", list(codec.stop_ids))  # the original asks its template, not this file
-    _write(folder / "generation_config.json", generation)
+    tokenizer(codec.words, source, folder)
     shards.write_text(folder / "chat_template.jinja", chat_template(codec))
+    return tuple(codec.stop_ids)
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 `load` builds the module without memory, then takes tensor after tensor from the mapped files; what needs no
 conversion stays mapped. No remote code is run, no tokenizer file is needed when `image_token_id` is passed, and
-nothing is written to the folder. `save` writes new files and renames them, so the folder a net was opened from may
-be saved over.
+nothing is written to the folder. `save` writes a whole set of new files and then renames them, so the folder a net was
+opened from may be saved over.
+
+`tie_word_embeddings`: an original folder without an output head opens with a copy of the embeddings as its head when
+its llm_config says they are tied. The two are then separate, and saved so: the original layout always has a head.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
-from anymix.families.internvl2.origin import Origin, carry, origin_of, remember
+from anymix.families.internvl2.origin import Origin, carry, origin_of, read_beside, remember
 
-SHARD_BYTES = 5 * 2**30  # where the source has no split of its own to keep
+_EMBEDDINGS, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
 def load(
@@ -86,25 +89,52 @@ def _load_original(
                 dtypes[target] = source.dtype(name)
         tainted = any(name != clean(name) or is_lora(name) for name in source)
         file_of = {clean(name): file for name, file in source.file_of.items() if not is_lora(name)}
+    if config["llm_config"].get("tie_word_embeddings") and net.lm_head.weight.is_meta and _EMBEDDINGS in dtypes:
+        _set(net, _HEAD, net.get_input_embeddings().weight.detach().clone(), device, dtype, folder)
+        dtypes[_HEAD] = dtypes[_EMBEDDINGS]
     _finish(net, device, folder)
     if {**configs.CHAT_DEFAULTS, **config}["ps_version"] == "v1":
         net.model.multi_modal_projector.register_forward_hook(_transpose_tokens)
-    remember(net, Origin(folder, "original", config, file_of, dtypes, tainted))
+    remember(net, Origin(folder, "original", config, file_of, dtypes, tainted, read_beside(folder)))
     return net
 
 
 def _load_native(
     folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype | None
 ) -> InternVLForConditionalGeneration:
+    chat = configs.original_of_native(config, folder)
     with Shards(folder) as source:  # its sentences for spoilt folders come before transformers' tracebacks
         file_dtype = source.dtype(next(iter(source)))
     with quiet():
-        net: Any = InternVLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype or file_dtype, local_files_only=True, use_safetensors=True
+        loaded: Any = InternVLForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype or file_dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, in a sentence
+            output_loading_info=True,
         )
+    net, info = loaded
+    _refuse_partial(net, info, folder)
     net.to(device)
-    remember(net, Origin(folder, "native", config, dtypes=dict.fromkeys(net.state_dict(), file_dtype)))
+    dtypes = dict.fromkeys(net.state_dict(), file_dtype)
+    remember(net, Origin(folder, "native", chat, dtypes=dtypes, beside=read_beside(folder)))
     return net
+
+
+def _refuse_partial(net: Any, info: dict[str, Any], folder: Path) -> None:
+    """transformers gives what a native folder lacks random values, and leaves out what it has no place for."""
+    tied = {_HEAD} if net.lm_head.weight is net.get_input_embeddings().weight else set()
+    problems = (
+        ("missing", set(info["missing_keys"]) - tied),
+        ("of another shape than its config.json expects", {name for name, *_ in info["mismatched_keys"]}),
+        ("unknown", set(info["unexpected_keys"])),
+    )
+    for problem, names in problems:
+        if names:
+            raise ValueError(
+                f"{folder}: {len(names)} tensors are {problem}, the first is {min(names)}; copy the folder again"
+            )
 
 
 def naming_of(config: dict[str, Any]) -> Naming:
@@ -177,11 +207,10 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
     """Write the net as an original or native folder that others open; dtype None keeps what the source had.
 
     original: the tensor names, fusions, dtypes and shard files of the source, and every non-weight file of it byte
-    for byte (never run), so that what served the source serves this. native: transformers' own layout. Each file is
-    complete or absent; the folder a net was opened from may be saved over.
+    for byte (never run), so that what served the source serves this. native: transformers' own layout. The folder
+    becomes the new save as a whole (`shards.saving`); the one a net was opened from may be saved over.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if layout == "original":
         _save_original(net, folder, dtype)
     elif layout == "native":
@@ -194,42 +223,49 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
 
 def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
     origin = origin_of(net)
-    kept = origin if origin is not None and origin.layout == "original" else None
-    config = kept.config if kept else configs.original(net.config)
+    config = origin.config if origin else configs.original(net.config)
     naming = naming_of(config)
-    tensors = dict(net.named_parameters())
+    tensors = _untied(net)
     depth = (len(net.model.vision_tower.encoder.layer), len(net.model.language_model.layers))
     parts = naming.originals(tensors, depth)
     dtypes = dict.fromkeys(tensors, dtype) if dtype or not origin else origin.dtypes
-    plan = _plan({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, kept)
-    for file, names in plan.items():
-        fused = {
-            name: naming.fuse(name, [tensors[p].detach().to("cpu", dtypes.get(p)) for p in parts[name]])
-            for name in names
-        }
-        shards.write(folder, fused, file)
-    carried = set(carry(origin.folder, folder)) if origin else set()
-    if kept is None or kept.tainted or dtype:  # new names or sizes: a new index, and a config that says so
-        carried.discard(shards.INDEX)
-        config = {**config, "use_llm_lora": 0, "use_backbone_lora": 0}
-        config |= {"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {}
-        shards.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    _index(folder, plan, kept_index=shards.INDEX in carried)
+    split = dict(origin.file_of) if origin and set(origin.file_of) == set(parts) else {}
+    plan = _plan({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, split)
+    as_it_was = bool(split) and origin is not None and not origin.tainted and not dtype
+    with shards.saving(folder) as beside:
+        for file, names in plan.items():
+            fused = {
+                name: naming.fuse(name, [tensors[p].detach().to("cpu", dtypes.get(p)) for p in parts[name]])
+                for name in names
+            }
+            shards.write(beside, fused, file)
+        if origin:
+            carry(origin, beside, folder, index=as_it_was)
+        if not as_it_was:
+            _describe(beside, config, plan, dtype)
 
 
-def _plan(sizes: dict[str, int], kept: Origin | None) -> dict[str, list[str]]:
-    """File -> tensors: the source's own split where there is one, else files of at most SHARD_BYTES."""
+def _untied(net: Any) -> dict[str, Tensor]:
+    """Every parameter under every name; a head tied to the embeddings is a copy, as files hold no tensor twice."""
+    tensors: dict[str, Tensor] = dict(net.named_parameters(remove_duplicate=False))
+    if tensors.get(_HEAD) is tensors.get(_EMBEDDINGS):
+        tensors[_HEAD] = tensors[_HEAD].detach().clone()
+    return tensors
+
+
+def _plan(sizes: dict[str, int], split: dict[str, str]) -> dict[str, list[str]]:
+    """File -> tensors: the source's own split (tensor -> file) where given, else files of at most SHARD_BYTES."""
     plan: dict[str, list[str]] = {}
-    if kept and set(kept.file_of) == set(sizes):
-        for name, file in kept.file_of.items():
+    if split:
+        for name, file in split.items():
             plan.setdefault(file, []).append(name)
         return plan
     groups: list[list[str]] = [[]]
-    room = SHARD_BYTES
+    room = shards.SHARD_BYTES
     for name, size in sizes.items():
         if size > room and groups[-1]:
             groups.append([])
-            room = SHARD_BYTES
+            room = shards.SHARD_BYTES
         groups[-1].append(name)
         room -= size
     if len(groups) == 1:
@@ -237,13 +273,12 @@ def _plan(sizes: dict[str, int], kept: Origin | None) -> dict[str, list[str]]:
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
 
 
-def _index(folder: Path, plan: dict[str, list[str]], kept_index: bool) -> None:
-    """The index of a sharded save, and no weight file of an earlier save left beside the new ones."""
-    if set(plan) == {shards.SINGLE}:
-        (folder / shards.INDEX).unlink(missing_ok=True)
-    elif not kept_index:
+def _describe(folder: Path, config: dict[str, Any], plan: dict[str, list[str]], dtype: torch.dtype | None) -> None:
+    """A config.json and an index for weights that are not named, split or typed as those they came from."""
+    config = {**config, "use_llm_lora": 0, "use_backbone_lora": 0, "tie_word_embeddings": False}
+    config["llm_config"] = {**config["llm_config"], "tie_word_embeddings": False}
+    config |= {"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {}
+    shards.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    if set(plan) != {shards.SINGLE}:
         index = {"metadata": {}, "weight_map": {name: file for file, names in plan.items() for name in names}}
         shards.write_text(folder / shards.INDEX, json.dumps(index, indent=2) + "\n")
-    for old in folder.glob("model*.safetensors"):
-        if old.name not in plan:
-            old.unlink()
