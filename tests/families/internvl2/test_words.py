@@ -314,3 +314,11 @@ def test_spoilt_folders_get_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=sentence) as error:
         open_words(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_piece_that_ends_inside_a_character_can_be_read() -> None:
+    """For `data show`: whole characters as they are, the bytes of a broken one as escapes, nothing garbled."""
+    words = open_words(golden.TOKENIZERS["tiny-bos"])
+    pieces = [words.piece(id) for id in words.encode("是由上海")]
+    shown = "".join(pieces)
+    assert "是由" in shown and "\\x" in shown and "æ" not in shown

@@ -235,6 +235,18 @@ def _of_tokenizer(tokenizer: Tokenizer, special: Mapping[str, str], adds_bos: bo
     return _words(Fast(tokenizer, size), marks, special, adds_bos, folder)
 
 
+def _bytes_shown(token: str) -> str:
+    """A byte-level token that ends inside a character: what is whole as text, the rest as \\xe4.
+
+    Byte-level BPE (Radford et al. 2019) writes a byte that is no visible Latin-1 character as one from 256 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    value = {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    if any(character not in value for character in token):
+        return token  # not byte-level
+    return bytes(value[character] for character in token).decode("utf-8", errors="backslashreplace")
+
+
 @dataclass(frozen=True)
 class Fast:
     """The `tokenizers` library: Qwen2, Llama 3, and whatever else comes as a tokenizer.json."""
@@ -256,7 +268,7 @@ class Fast:
 
     def piece(self, id: int) -> str:
         text = self.decode([id], skip_marks=False)
-        return text if "\ufffd" not in text else str(self.tokenizer.id_to_token(id))
+        return text if "\ufffd" not in text else _bytes_shown(str(self.tokenizer.id_to_token(id)))
 
     def __len__(self) -> int:
         return self.size
