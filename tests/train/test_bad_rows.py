@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn import rows
 
 import anymix
+from drawn import rows
 
 BAD = {
     "missing image": ({"image": "gone.png"}, "picture .*gone.png (is not there|does not exist)|there is no"),
