@@ -15,6 +15,7 @@ from anymix.cli.chat import chat
 from anymix.cli.doctor import doctor
 from anymix.cli.merge import merge
 from anymix.cli.predict import predict
+from anymix.cli.report import report
 from anymix.cli.train import train
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune and run multimodal models on any accelerator.",
 )
-for command in (train, chat, predict, merge, doctor):
+for command in (train, chat, predict, merge, report, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

@@ -205,7 +205,7 @@ def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if bool(saved.get("adapter")) != bool(now.get("adapter")):
         kinds = ("all weights", "a LoRA") if now.get("adapter") else ("a LoRA", "all weights")
         raise ValueError(f"the checkpoint trained {kinds[0]}, this run trains {kinds[1]}; give another train.out")
-    before, after = _flat(saved), _flat(now)
+    before, after = flat(saved), flat(now)
     for key in sorted(before.keys() | after.keys()):
         if key.startswith(FREE) or before.get(key) == after.get(key):
             continue
@@ -215,11 +215,12 @@ def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name: {"train": {"lr": 1}} -> {"train.lr": 1}."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -25,6 +25,8 @@ from anymix.families.contract import Batch, Family
 from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
 from anymix.train.prepare import Prepared, Say, prepare
+from anymix.train.report import report
+from anymix.train.report.words import spoken
 from anymix.train.step import Update, held_out_loss
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
@@ -98,6 +100,7 @@ def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Seque
                 tracker.close()
         outcome = _outcome(loop, status)
         _describe(loop, device, status)
+        _draw(loop)
         return outcome
 
 
@@ -341,3 +344,13 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "versions": metrics.versions(),
         },
     )
+
+
+def _draw(loop: _Loop) -> None:
+    """report.html. The run is done and saved: whatever goes wrong here is a sentence, not its failure."""
+    if not loop.me.is_main:
+        return
+    try:
+        loop.say(f"report: {report(loop.out, language=spoken())}")
+    except Exception as error:
+        loop.say(f"report.html could not be made ({error}); `anymix report {loop.out}` tries again")

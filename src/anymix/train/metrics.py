@@ -33,7 +33,7 @@ class Journal:
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [line for line in lines(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")
 
@@ -45,7 +45,8 @@ class Journal:
         self._file.close()
 
 
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
+def lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The lines of a metrics.jsonl, none where there is no such file."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
