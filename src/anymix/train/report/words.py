@@ -93,7 +93,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "more rows": ("and {count} more, all of them in run.json", "另有 {count} 行，全部见 run.json"),
     "samples": ("Answers", "回答示例"),
     "score": ("{right} of {count} right.", "{count} 个中对 {right} 个。"),
-    "further": ("{count} further answers", "另外 {count} 个回答"),
+    "further": ("Further answers: {count}", "其余回答：{count} 个"),
     "more samples": ("{count} more are not shown.", "另有 {count} 个未显示。"),
     "question": ("question", "问题"),
     "answer": ("answer", "回答"),
