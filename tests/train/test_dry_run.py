@@ -18,8 +18,9 @@ def test_it_measures_the_longest_row_and_leaves_no_trace(recipe: Any, tmp_path: 
 
 
 def test_more_rows_at_once_cost_more_memory(recipe: Any) -> None:
-    """The forecast follows what the recipe asks: eight copies of the row against one."""
+    """The forecast follows what the recipe asks. On a CPU the peak is the whole process's, garbage of other tests
+    included, so the difference asked for is one no garbage makes."""
     one = forecast(recipe("train.batch=1", "train.accumulate=1"), say=lambda _: None)
-    eight = forecast(recipe("train.batch=8", "train.accumulate=1"), say=lambda _: None)
-    assert eight.longest_tokens == one.longest_tokens
-    assert eight.peak_bytes > one.peak_bytes
+    many = forecast(recipe("train.batch=128", "train.accumulate=1"), say=lambda _: None)
+    assert many.longest_tokens == one.longest_tokens
+    assert many.peak_bytes > one.peak_bytes + 20_000_000
