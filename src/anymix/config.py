@@ -33,7 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(Section):
-    path: str = _key("", "folder or hub id of the model to start from")
+    path: str = _key("", "folder, hub id or starter:internvl2: the model to start from")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
         "auto",
         "compute type; auto is bf16, fp16 on cards without it, fp32 on a CPU. What trains is kept in fp32 always",
@@ -174,14 +174,18 @@ def _read(source: str | Path | None) -> dict[str, Any]:
 
 def shipped_recipes() -> str:
     """Names of the recipes in the package (beside the sources in a checkout), by comma."""
+    return ", ".join(f"recipes/{p.name}" for p in sorted(_shelf().glob("*.yaml"))) or "not installed"
+
+
+def _shelf() -> Path:
+    """Where the recipes lie that come with anymix: in the package, or beside the sources it was installed from."""
     here = Path(__file__).parent
-    folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
-    return ", ".join(f"recipes/{p.name}" for p in sorted(folder.glob("*.yaml"))) or "not installed"
+    return next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
 
 
 def _found(path: Path) -> Path:
     """The recipe, or the one of its name that comes with the package: `recipes/x.yaml` works anywhere."""
-    shipped = Path(__file__).parent / "recipes" / path.name
+    shipped = _shelf() / path.name
     return shipped if not path.exists() and path.parent.name == "recipes" and shipped.exists() else path
 
 
