@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anymix.cli import options
+from anymix.cli.bars import bar
 
 if TYPE_CHECKING:
     from anymix.engines.answers import Schema
@@ -75,7 +74,7 @@ def predict(
 
     engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
     told = {"dtype": dtype, "max_tiles": max_tiles, "template": template, "question": question}
-    with _bar(not as_json) as progress:
+    with bar("rows", not as_json) as progress:
         how: dict[str, Any] = {"sampling": drawn, "batch": batch, "schema": checked, "retries": retries}
         summary = run(engine, rows, output, **how, restart=restart, settings=told, progress=progress)
     if as_json:
@@ -89,30 +88,6 @@ def predict(
 def _asked_in_training(schema: Schema | None, data: str) -> str | None:
     """What `data convert` wrote into the schema it made; pictures in a folder bring no question of their own."""
     return schema.tree.get("description") if schema is not None and os.path.isdir(data) else None
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A line on stderr with rows done, rate and time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.2f} rows/s" if task.speed else "")
-
-    columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, speed_estimate_period=300) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:

@@ -61,20 +61,13 @@ def _print_keys() -> None:
 
 def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from anymix.cli.bars import progress
     from anymix.train.loop import train as run_loop
 
     console = Console(stderr=True, highlight=False, markup=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
     main = os.environ.get("RANK", "0") == "0"
-    with Progress(*columns, console=console, disable=not main or as_json) as bar:
+    with progress(console, "steps", main and not as_json) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def show(step: int, steps: int, values: Mapping[str, float]) -> None:
