@@ -1,0 +1,56 @@
+"""A byte-level BPE of our own: learned from the sentences the pictures are asked and answered with.
+
+Digits stand alone, every byte is in the alphabet, so any text encodes and comes back as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from anymix.starter.scenes import draw
+
+MARKS = ("</s>", "<s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
+SENTENCES = {"scene": 0.5, "writing": 0.2, "letters": 0.1, "chart": 0.1, "invoice": 0.1}
+SIZE = 480  # entries at most
+
+
+def learn(pictures: int = 3000) -> Tokenizer:
+    """The tokenizer. It is the same whatever is trained with it: its pictures are numbered from 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE,
+        special_tokens=list(MARKS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(pictures), trainer)
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    return tokenizer
+
+
+def write(tokenizer: Tokenizer, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json, as `PreTrainedTokenizerFast` opens them."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>",
+        "additional_special_tokens": list(MARKS[2:]), "add_bos_token": True, "model_max_length": 2048,
+        "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _sentences(pictures: int) -> Iterator[str]:
+    for seed in range(pictures):
+        yield from ("system\n", "user\n", "assistant\n")
+        for question in draw(seed, SENTENCES).questions:
+            yield "\n" + question.ask
+            yield "assistant\n" + question.answer
