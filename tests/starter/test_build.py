@@ -138,6 +138,15 @@ def test_two_steps_of_either_stage_make_a_folder_that_opens(tmp_path):
     assert "language_model.model.layers.0.attention.wqkv.weight" in one
 
 
+def test_nothing_that_is_there_is_written_over(tmp_path):
+    (tmp_path / "mine.log").write_text("a log of mine")
+    with pytest.raises(ValueError, match=r"mine\.log is there already"):
+        build(tmp_path / "mine")
+    with pytest.raises(ValueError, match="is there already"):
+        build(tmp_path)
+    assert (tmp_path / "mine.log").read_text() == "a log of mine"
+
+
 def test_no_two_pictures_of_training_are_one():
     drawn = [p.image.tobytes() for p in itertools.islice(train.pictures(0, 1, train.SECOND), 300)]
     assert len(set(drawn)) == 300

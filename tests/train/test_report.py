@@ -255,6 +255,18 @@ def test_what_a_check_measured_gets_a_curve_and_no_tokens_none(written: Write) -
     assert "accuracy on <words>" in page.said("figcaption") and "Tokens per second" not in page.said()
 
 
+def test_a_check_may_have_any_name(written: Write) -> None:
+    """score, time and best are also words of the page itself."""
+    page = Page(report(written([step(n, 1 / n, score=n / 10, time=n) for n in (1, 2, 3)])))
+    assert "score" in page.said("figcaption") and "time" in page.said("figcaption") and "{right}" not in page.said()
+
+
+def test_ticks_of_a_flat_curve_differ() -> None:
+    axis = curves.y_axis([curves.Line("flat", [(1, 2.3456), (2, 2.3461)])], log=False)
+    names = [re.sub("<.*?>", "", str(part)) for part in curves._y_ticks(axis) if str(part).startswith("<text")]
+    assert len(names) == len(set(names)) > 2
+
+
 def test_a_long_run_stays_a_small_page_and_keeps_its_spikes(written: Write) -> None:
     lines = [step(n, 2.0 + (n % 7) / 10) for n in range(1, 100_001)]
     lines[54_321]["loss"] = 39.0

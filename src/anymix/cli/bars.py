@@ -1,4 +1,4 @@
-"""Progress bars of every command: what is done of how much, the rate, the time left. On stderr."""
+"""Progress bars of every command: what is done of how much, the rate, the time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Move = Callable[[int, int], None]  # done, total
 
 
 def progress(console: Console, unit: str, shown: bool = True) -> Progress:
-    """A display of bars that count `unit`."""
+    """A display of bars that count `unit`, or whatever each of them counts."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -28,7 +28,7 @@ def progress(console: Console, unit: str, shown: bool = True) -> Progress:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.2f} {unit}/s" if task.speed else "")
+            return Text(f"{task.speed:.2f} {unit}".rstrip() + "/s" if task.speed else "")
 
     columns = (
         TextColumn("{task.description}"),
@@ -43,7 +43,7 @@ def progress(console: Console, unit: str, shown: bool = True) -> Progress:
 
 @contextmanager
 def bar(unit: str, shown: bool = True) -> Iterator[Move]:
-    """One bar."""
+    """One bar, on stderr."""
     from rich.console import Console
 
     with progress(Console(stderr=True), unit, shown) as bars:

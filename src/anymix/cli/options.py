@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Model folder or hub id, an adapter folder, or what train wrote.")]
+Model = Annotated[
+    str, typer.Argument(help="Model folder, hub id or starter:internvl2, an adapter folder, or what train wrote.")
+]
 Device = Annotated[str, typer.Option(help="auto, npu, npu:1, cuda, cuda:0 or cpu.")]
 Dtype = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]

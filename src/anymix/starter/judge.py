@@ -1,8 +1,9 @@
 """What the pixels of a drawn picture say, read back without a network, to hold claims about it against.
 
-In goes a picture and what is claimed of it, out comes the share of the claims that its pixels bear out. Nothing but
-pixels is looked at: colours are the nearest of the palette, shapes are told by the outline that covers them best,
-writing by the text that, set in the same face, lies closest.
+In goes a picture and what is claimed of it, out comes the share of the claims that its pixels bear out: that labels are
+true, and whether what a model drew shows what it was asked for. Nothing but pixels is looked at: colours are the
+nearest of the palette, shapes are told by the outline that covers them best, writing by the text that, set in the same
+face, lies closest.
 """
 
 from __future__ import annotations

@@ -36,12 +36,20 @@ class Shape:
     stretch: float = 1.0
 
     def draw(self, canvas: Canvas) -> None:
-        across, down = self.radius * self.stretch**0.5, self.radius / self.stretch**0.5
         if self.name == "circle":
-            canvas.disc(self.x, self.y, (across, down), self.name, self.colour)
+            canvas.disc(self.x, self.y, self.radii, self.name, self.colour)
         else:
-            corners = [(self.x + across * u, self.y + down * v) for u, v in corners_of(self.name)]
-            canvas.polygon(corners, self.name, self.colour)
+            canvas.polygon(self.placed(corners_of(self.name)), self.name, self.colour)
+
+    @property
+    def radii(self) -> tuple[float, float]:
+        """Across and down."""
+        return self.radius * self.stretch**0.5, self.radius / self.stretch**0.5
+
+    def placed(self, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Corners of a shape of radius 1 about the origin, where this one is."""
+        across, down = self.radii
+        return [(self.x + across * u, self.y + down * v) for u, v in corners]
 
 
 def corners_of(name: str) -> list[tuple[float, float]]:
@@ -177,6 +185,8 @@ SIZES = {
     "scene": {SQUARE: 0.74, WIDE: 0.18, TALL: 0.08}, "held": {SQUARE: 1.0}, "writing": {SQUARE: 0.9, WIDE: 0.1},
     "letters": {SQUARE: 1.0}, "chart": {SQUARE: 0.75, WIDE: 0.25}, "invoice": {WIDE: 1.0},
 }  # fmt: skip
+
+SKILLS = {"scene": 0.45, "writing": 0.26, "letters": 0.12, "chart": 0.13, "invoice": 0.04}  # what a starter learns
 
 
 def draw(seed: int, mix: Mapping[str, float], size: tuple[int, int] | None = None) -> Picture:

@@ -27,6 +27,7 @@ SETS: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = (
     (", two tiles", "writing", (WIDE,)), (", new pair", "held", (SQUARE,)),
 )  # fmt: skip
 BATCH = 75
+SHORT = Sampling(max_new_tokens=24)  # no answer expected here is longer
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,9 @@ def score(
 
 def count(engine: ChatEngine, sheet: Sheet, show: Callable[[int, int], None] | None = None) -> list[Score]:
     """Ask a sheet of questions and count what is right. `show` gets (questions asked, of how many)."""
-    sampling = Sampling(max_new_tokens=24)
     table: list[Score] = []
     for kind, asked in sheet.items():
-        said = list(_answers(engine, asked, sampling))
+        said = list(_answers(engine, asked))
         wrong = [(q.ask, q.answer, a) for (_, q), a in zip(asked, said, strict=True) if a != q.answer]
         table.append(Score(kind, len(asked) - len(wrong), len(asked), tuple(wrong[:5])))
         if show is not None:
@@ -89,10 +89,10 @@ def count(engine: ChatEngine, sheet: Sheet, show: Callable[[int, int], None] | N
     return table
 
 
-def _answers(engine: ChatEngine, asked: list[tuple[Picture, Question]], sampling: Sampling) -> Iterator[str]:
+def _answers(engine: ChatEngine, asked: list[tuple[Picture, Question]]) -> Iterator[str]:
     for start in range(0, len(asked), BATCH):
         rows = [conversation(picture, [q], answered=False) for picture, q in asked[start : start + BATCH]]
-        yield from (answer.text.strip() for answer in engine.answer(rows, sampling))
+        yield from (answer.text.strip() for answer in engine.answer(rows, SHORT))
 
 
 def as_markdown(table: Sequence[Score]) -> str:

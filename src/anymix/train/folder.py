@@ -75,10 +75,14 @@ def _start_over(out: Path, run: Run, say: Callable[[str], None]) -> None:
     if inside is not None:
         raise ValueError(f"resume=never would set {out} aside, and {inside}, which this run needs, lies in it; "
                          "give another train.out")  # fmt: skip
-    number = next(n for n in range(1, 10**6) if not out.with_name(f"{out.name}.old-{n}").exists())
-    aside = out.with_name(f"{out.name}.old-{number}")
-    out.rename(aside)
-    say(f"the run that was in {out} is now in {aside}")
+    say(f"the run that was in {out} is now in {set_aside(out)}")
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to the first free FOLDER.old-N -> its new path."""
+    folder = folder.resolve()  # "." has no name to add to
+    number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old-{n}").exists())
+    return folder.rename(folder.with_name(f"{folder.name}.old-{number}"))
 
 
 def _status(out: Path) -> str:

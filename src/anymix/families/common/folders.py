@@ -1,8 +1,9 @@
-"""From what people type (a folder, or a hub id) to a local folder that holds the model.
+"""From what people type (a folder, a hub id, or starter:NAME) to a local folder that holds the model.
 
-Order: an existing folder; `ANYMIX_MODELS` (folders kept by hand, read-only ones too); the Hugging Face and
-ModelScope caches; only then the network, through huggingface_hub (which honours `HF_ENDPOINT`) or ModelScope's own
-client where it is installed. A local folder never touches the network, and nothing is ever written to one.
+`starter:NAME` is a small model that comes with the package. Else, in order: an existing folder; `ANYMIX_MODELS`
+(folders kept by hand, read-only ones too); the Hugging Face and ModelScope caches; only then the network, through
+huggingface_hub (which honours `HF_ENDPOINT`) or ModelScope's own client where it is installed. A local folder never
+touches the network, and nothing is ever written to one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from pathlib import Path
 # ModelScope keeps some models under another owner
 MODELSCOPE_OWNER = {"stabilityai": "AI-ModelScope", "madebyollin": "AI-ModelScope", "llava-hf": "llava-hf"}
 
+STARTER = "starter:"
+STARTERS = Path(__file__).parents[2] / "starter" / "models"
+
 
 def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The local folder for a path or hub id. Raises ValueError in one sentence when there is none."""
+    """The local folder for a path, a hub id or a starter. Raises ValueError in one sentence when there is none."""
+    if str(path).startswith(STARTER):
+        return _starter(str(path))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -34,13 +40,26 @@ def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
     return _download(name, environ)
 
 
+def _starter(name: str) -> Path:
+    folder = STARTERS / name.removeprefix(STARTER)
+    known = sorted(f"{STARTER}{path.name}" for path in STARTERS.iterdir() if path.is_dir())
+    if name not in known:
+        raise ValueError(f"there is no {name}, expected {' or '.join(known)}")
+    return folder
+
+
 def looks_like_id(name: str) -> bool:
-    """owner/model, as on a hub: one slash, nothing a path would start with."""
+    """starter:model, or owner/model as on a hub: one slash, nothing a path would start with."""
+    if name.startswith(STARTER):
+        return True
     return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/"))
 
 
 def local_candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Where a hub id may already lie on this machine, nearest first."""
+    """Where an id may already lie on this machine, nearest first."""
+    if name.startswith(STARTER):
+        yield STARTERS / name.removeprefix(STARTER)
+        return
     owner, model = name.split("/")
     escaped = model.replace(".", "___")  # ModelScope's way to write a dot in a folder name
     owners = (owner, MODELSCOPE_OWNER.get(owner, owner))

@@ -21,13 +21,15 @@ def build(
     out: Path, seed: int = 0, recipe: Recipe | None = None, each: int = score.EACH, say: Tell = print
 ) -> list[score.Score]:
     """Train into the folder `out`, which must be new, and return its score. `out`.log keeps all that is said."""
-    if out.exists():
-        raise ValueError(f"{out} is there already; give --out a folder that can be made")
+    journal = out.with_name(f"{out.name}.log")
+    for path in (out, journal):
+        if path.exists():
+            raise ValueError(f"{path} is there already; give --out a folder that can be made, with no such log beside")
     recipe = recipe or Recipe()
     out.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter(), time.process_time()
     model, heads = network.new(out, seed), Heads(seed)
-    log = out.with_name(f"{out.name}.log").open("w", encoding="utf-8")
+    log = journal.open("x", encoding="utf-8")
 
     def tell(line: str) -> None:
         print(line, file=log, flush=True)

@@ -20,7 +20,7 @@ from anymix.starter.build import rows
 from anymix.starter.build.muon import Optimiser
 from anymix.starter.build.patches import Heads, labels_of, tiles_of
 from anymix.starter.canvas import Map, Picture
-from anymix.starter.scenes import draw
+from anymix.starter.scenes import SKILLS, draw
 
 Tell = Callable[[str], None]
 APART = 1_000_000_000  # between the pictures of one seed and the next; test pictures come before the first
@@ -44,7 +44,7 @@ class Recipe:
 
 
 FIRST = {"scene": 0.4, "writing": 0.28, "letters": 0.2, "chart": 0.09, "invoice": 0.03}
-SECOND = {"scene": 0.45, "writing": 0.26, "letters": 0.12, "chart": 0.13, "invoice": 0.04}
+SECOND = SKILLS
 
 
 def pictures(seed: int, stage: int, mix: dict[str, float]) -> Iterator[Picture]:

@@ -93,10 +93,14 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def _y_ticks(up: Axis) -> list[Html]:
     drawn = []
-    for value in (log_ticks if up.log else ticks)(up.low, up.high):
+    values = (log_ticks if up.log else ticks)(up.low, up.high)
+    named = [number(value) for value in values]
+    if len(set(named)) < len(named):  # a flat curve: four digits do not tell its ticks apart
+        named = [f"{value:.10g}" for value in values]
+    for value, name in zip(values, named, strict=True):
         y = up.at(value)
         drawn.append(tag("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="grid"))
-        drawn.append(tag("text", number(value), x=LEFT - 5, y=y + 4, text_anchor="end"))
+        drawn.append(tag("text", name, x=LEFT - 5, y=y + 4, text_anchor="end"))
     return drawn
 
 

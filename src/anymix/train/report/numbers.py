@@ -6,7 +6,7 @@ from anymix.train.report.markup import Html, tag
 
 
 def number(value: float) -> str:
-    """Four significant digits: 0.4011, 1.5e-5, 4,783."""
+    """Four significant digits, from 1,000 on whole: 0.4011, 1.5e-5, 4,783."""
     if value == int(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
     if abs(value) >= 1000:

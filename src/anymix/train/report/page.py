@@ -120,7 +120,7 @@ def _curves(record: Record, w: Words) -> Html:
     figures = [_loss(record, w)] if found.get("loss") or found.get("val_loss") else []
     names = ["lr", "grad_norm", "tokens_per_s", *sorted(found.keys() - NOT_DRAWN)]
     drawn = [name for name in names if any(value for _, value in found.get(name, ()))]  # no tokens, no curve of them
-    figures += [_single(w.get(name, name), found[name], w, name == "grad_norm") for name in drawn]
+    figures += [_single(_named(name, w), found[name], w, name == "grad_norm") for name in drawn]
     notes = [w["infinite"].format(count=count, name=name) for name, count in record.infinite.items()]
     rows = [name for name in ("loss", "val_loss", *drawn) if found.get(name)]
     return _part(
@@ -130,9 +130,14 @@ def _curves(record: Record, w: Words) -> Html:
         tag("h3", w["key numbers"]),
         table(
             ["", *(w[key] for key in ("first", "last", "lowest", "highest"))],
-            [_key_numbers(w.get(name, name), found[name], w) for name in rows],
+            [_key_numbers(_named(name, w), found[name], w) for name in rows],
         ),
     )
+
+
+def _named(metric: str, w: Words) -> str:
+    """Our own metrics by their words; those of a run's checks by the name the check gave, whatever else has it."""
+    return w[metric] if metric in NOT_DRAWN and metric in w else metric
 
 
 def _loss(record: Record, w: Words) -> Html:

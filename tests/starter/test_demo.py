@@ -1,0 +1,201 @@
+"""The demo keeps what it promises, goes on wherever it was cut off, and answers wrong input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from anymix import config
+from anymix.cli import app
+from anymix.starter import demo, lesson, page, score
+from anymix.starter.build import make
+from anymix.starter.demo import Demo, Stopped
+from anymix.starter.phrases import PHRASES
+
+PARTS = ("knows", "before", "rows", "train", "after")
+
+
+def _demo(out: Path, **settings: Any) -> tuple[Demo, list[str]]:
+    said: list[str] = []
+    return Demo(out, device="cpu", say=said.append, **settings), said
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same parts with next to nothing in them."""
+    monkeypatch.setattr(lesson, "NEW", 8)
+    monkeypatch.setattr(lesson, "REPLAY", 8)
+    monkeypatch.setattr(lesson, "JUDGED", 2)
+    monkeypatch.setattr(lesson, "old_sheet", lambda: {"colour": lesson.new_sheet()[f"shape, {lesson.WORD}"]})
+    monkeypatch.setattr(demo, "SHOWN", demo.SHOWN[:1])
+    monkeypatch.setattr(demo, "HEARTS", 2)
+    real = config.load
+    monkeypatch.setattr(
+        config, "load", lambda source, changes=(): real(source, [*changes, "train.batch=4", "train.epochs=1"])
+    )
+
+
+@pytest.mark.slow
+def test_it_learns_a_word_and_forgets_nothing(tmp_path: Path) -> None:
+    it, said = _demo(tmp_path / "demo")
+    made = demo.demo(it)
+    before, after = (json.loads((it.out / "demo.json").read_text())["found"][part] for part in ("before", "after"))
+    (new, old), (new_after, old_after) = page.shares(before), page.shares(after)
+    assert new < 20 and new_after > 90 and abs(old_after - old) <= 5, (new, old, new_after, old_after)
+    talk = said[next(n for n, line in enumerate(said) if "conversation" in line) + 1 :][:3]
+    assert talk[0].split()[-1] == lesson.WORD
+    text = made.read_text()
+    assert made == it.run / "report.html" and text.count("data:image/") > 10
+    assert "http" not in text.replace("http-equiv", "")
+    trained = (it.run / "adapter_model.safetensors").stat().st_mtime_ns, (it.out / "demo.json").read_bytes()
+    again, repeated = _demo(tmp_path / "demo")
+    demo.demo(again)  # shows itself again, and does nothing twice
+    assert trained == ((it.run / "adapter_model.safetensors").stat().st_mtime_ns, (it.out / "demo.json").read_bytes())
+    told = [[line for line in lines if "right   " in line or "old skills   " in line] for lines in (said, repeated)]
+    assert told[0] == told[1] and len(told[0]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", PARTS)
+def test_it_goes_on_from_wherever_it_was_cut_off(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Cut off when a part's work is done and not yet kept: the next demo finishes all the same."""
+    it, _ = _demo(tmp_path / "demo")
+    done: list[str] = []
+    real = it.ledger.part
+
+    def part(name: str, work: Any, made: Path | None = None) -> Any:
+        found = real(name, cut_off(work) if name == cut else work, made)
+        done.append(name)
+        return found
+
+    def cut_off(work: Any) -> Any:
+        def half() -> None:
+            work()
+            raise KeyboardInterrupt
+
+        return half
+
+    monkeypatch.setattr(it.ledger, "part", part)
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(it)
+    assert done == list(PARTS[: PARTS.index(cut)])
+    kept = json.loads((it.out / "demo.json").read_text())["found"]
+    again, _ = _demo(tmp_path / "demo")
+    assert demo.demo(again).is_file()
+    found = json.loads((it.out / "demo.json").read_text())["found"]
+    assert list(found) == list(PARTS) and all(found[name] == kept[name] for name in kept)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_while_it_trains_it_goes_on_from_that_step(small: None, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if "loss" in note and done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    it, _ = _demo(tmp_path / "demo", show=stop)
+    with pytest.raises(Stopped):
+        demo.demo(it)
+    steps: list[int] = []
+    again, _ = _demo(tmp_path / "demo", show=lambda what, done, total, note: steps.append(done) if note else None)
+    demo.demo(again)
+    assert steps == [3, 4]
+
+
+@pytest.mark.slow
+def test_what_it_says_to_type_next_runs(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With people's own pictures among it, in Chinese, from the command line."""
+    monkeypatch.chdir(tmp_path)
+    image = Image.new("RGB", (300, 240), "white")
+    ImageDraw.Draw(image).ellipse((60, 40, 220, 200), fill="red")
+    image.save("my own.png")
+    app(["demo", "my own.png", "--lang", "zh", "--device", "cpu"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "接下来可以输入" in said and "my own.png" in said
+    text = Path("runs/demo/heart/report.html").read_text()
+    assert 'lang="zh-CN"' in text and "学习前后" in text
+    typed = [line.strip() for line in said.splitlines() if line.startswith("  anymix ")]
+    assert len(typed) == 3
+    for command in typed:
+        assert not app(shlex.split(command)[1:], standalone_mode=False), capsys.readouterr().err
+    assert Path("runs/demo/merged/config.json").is_file() and Path("runs/demo/mine/report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a #1: [b]", "演示 ü"])
+def test_its_folder_may_have_any_name(small: None, tmp_path: Path, name: str) -> None:
+    it, _ = _demo(tmp_path / name)
+    assert demo.demo(it) == tmp_path / name / "heart" / "report.html"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it, _ = _demo(tmp_path / "demo")
+    it.ledger.part("before", lambda: 1)
+    real = config.load
+    monkeypatch.setattr(config, "load", lambda source: real(source, ["adapter.rank=8"]))
+    again, said = _demo(tmp_path / "demo")
+    assert again.ledger.part("before", lambda: 2) == 2
+    assert "demo.old-1" in said[0] and (tmp_path / "demo.old-1" / "demo.json").is_file()
+
+
+def test_the_score_is_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    real = score.questions
+    monkeypatch.setattr(score, "questions", lambda each: {"background": real(1)["background"]})
+    app(["demo", "--score", "--device", "cpu"], standalone_mode=False)
+    assert "| background | 1 | 1 | 100.0 % |" in capsys.readouterr().out
+
+
+def test_a_rebuild_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(make, "build", lambda out, seed, say: asked.append((out, seed)))
+    app(["demo", "--rebuild", "--out", str(tmp_path / "mine"), "--seed", "3"], standalone_mode=False)
+    app(["demo", "--rebuild"], standalone_mode=False)
+    assert asked == [(tmp_path / "mine", 3), (Path("runs/starter-0"), 0)]
+
+
+def test_every_phrase_has_the_same_blanks_in_both_languages() -> None:
+    for english, chinese in PHRASES.values():
+        assert set(re.findall(r"{\w+}", english)) == set(re.findall(r"{\w+}", chinese)) and english != chinese
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nope.png"], "there is no picture nope.png"),
+        (["--lang", "fr"], "speaks en and zh, found 'fr'"),
+        (["--score", "--rebuild"], "give one of them"),
+        (["--score", "--lang", "zh"], "--score has no use for --lang"),
+        (["--rebuild", "thesis/thesis.txt"], "--rebuild has no use for pictures"),
+        (["--seed", "3"], "has no use for --seed"),
+        (["--out", "thesis/thesis.txt/demo"], "cannot be written"),
+        (["--out", "thesis"], "holds no demo"),
+        (["thesis/thesis.txt"], "thesis.txt"),
+        (["--rebuild", "--out", "thesis"], "is there already"),
+        (["--device", "quantum"], "quantum"),
+    ],
+)
+def test_wrong_input_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        app(["demo", *words], standalone_mode=False)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "mine" and len(
+        list((tmp_path / "thesis").iterdir())
+    ) == 1
