@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 import random
 import sys
 from dataclasses import replace
@@ -78,6 +79,19 @@ def test_state_of_another_kind_of_device_is_told() -> None:
     expected = _draw()
     assert set_rng_state(CPU, state) is False
     assert _draw() == expected  # the host's generators are back all the same
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc gives memory back")
+def test_a_peak_is_not_hidden_by_memory_that_was_freed() -> None:
+    pieces, size = 4000, 15_000
+    freed = [torch.ones(size) for _ in range(pieces)]
+    pins = freed[::50]  # so that the heap cannot shrink by itself
+    del freed
+    anew = reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    made = [torch.ones(size) for _ in range(pieces // 2)]
+    assert len(pins) + len(made) == 2080
+    assert peak_memory(CPU) - before > (pieces // 2 * size * 4 * 3 // 4 if anew else -1)
 
 
 def test_peak_memory_sees_a_tensor_and_forgets_it_after_a_reset() -> None:

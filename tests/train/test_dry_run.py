@@ -18,9 +18,8 @@ def test_it_measures_the_longest_row_and_leaves_no_trace(recipe: Any, tmp_path: 
 
 
 def test_more_rows_at_once_cost_more_memory(recipe: Any) -> None:
-    """The forecast follows what the recipe asks. On a CPU the peak is the whole process's, garbage of other tests
-    included, so the difference asked for is one no garbage makes."""
+    """The forecast follows what the recipe asks: 64 copies of the row against one, some 45 MB here."""
     one = forecast(recipe("train.batch=1", "train.accumulate=1"), say=lambda _: None)
-    many = forecast(recipe("train.batch=128", "train.accumulate=1"), say=lambda _: None)
+    many = forecast(recipe("train.batch=64", "train.accumulate=1"), say=lambda _: None)
     assert many.longest_tokens == one.longest_tokens
     assert many.peak_bytes > one.peak_bytes + 20_000_000

@@ -5,6 +5,8 @@ Every function takes the `Device` that `pick` gave, so that nobody else names on
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
 import sys
@@ -66,11 +68,21 @@ def reset_peak_memory(device: Device) -> bool:
     if device.kind != "cpu":
         torch.get_device_module(device.kind).reset_peak_memory_stats(device.index)
         return True
+    _give_back_freed()
     try:
         (PROC / "clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
     except OSError:
         return False
     return True
+
+
+def _give_back_freed() -> None:
+    """Hand freed memory back to the system: what the allocator keeps counts as the process's, and would hide a peak."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's; other C libraries keep what they keep
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 def seed_everything(seed: int) -> None:
