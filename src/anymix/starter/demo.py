@@ -22,13 +22,12 @@ from anymix.samples import Conversation, ImageRef, Turn
 from anymix.starter import lesson, page, score
 from anymix.starter.canvas import SQUARE, WIDE, Picture, Question
 from anymix.starter.ledger import Ledger
+from anymix.starter.page import PICTURES, RECIPE
 from anymix.starter.phrases import phrases
 from anymix.starter.scenes import draw
 from anymix.train.loop import train
 
 MODEL = "starter:internvl2"
-RECIPE = "recipes/starter_lora.yaml"
-PICTURES = "pictures"
 OWN = ("what do you see?", "what colour is the background?", "how many shapes are there?")  # asked of people's pictures
 SHOWN = (("scene", WIDE, 11), ("scene", SQUARE, 5), ("chart", SQUARE, 3), ("writing", SQUARE, 8), ("invoice", WIDE, 2))
 ASKED = 4  # questions a picture, at most

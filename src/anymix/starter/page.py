@@ -17,6 +17,9 @@ from anymix.train.report import Sample, Section, report
 if TYPE_CHECKING:
     from anymix.starter.demo import Answer, Demo, Judged
 
+RECIPE = "recipes/starter_lora.yaml"
+PICTURES = "pictures"  # in the demo's folder
+
 
 def make(it: Demo, answers: Sequence[tuple[Answer, Answer]], before: Judged, after: Judged) -> Path:
     """Write report.html into the run's folder -> its path. `answers` are to the same questions before and after."""
@@ -27,11 +30,11 @@ def make(it: Demo, answers: Sequence[tuple[Answer, Answer]], before: Judged, aft
 
 def commands(it: Demo) -> list[tuple[str, str]]:
     """What to type next, and what for."""
-    picture = str(it.out / "pictures" / f"{lesson.WORD}-1.png")
+    picture = str(it.out / PICTURES / f"{lesson.WORD}-1.png")
     again = [*changes(it, it.out / "mine"), "adapter.rank=4", "train.epochs=1"]
     return [
         (typed("chat", str(it.run), "--image", picture, "describe the picture."), it.words["next chat"]),
-        (typed("train", "recipes/starter_lora.yaml", *again), it.words["next train"]),
+        (typed("train", RECIPE, *again), it.words["next train"]),
         (typed("merge", str(it.run), "-o", str(it.out / "merged")), it.words["next merge"]),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from anymix.train.report.words import LANGUAGES
+from anymix.train.report.words import LANGUAGES, texts
 
 PHRASES: dict[str, tuple[str, str]] = {
     "begin": (
@@ -46,9 +46,6 @@ PHRASES: dict[str, tuple[str, str]] = {
     "before": ("before", "之前"),
     "after": ("after", "之后"),
     "time": ("How long each part took", "各部分用时"),
-    "part": ("part", "部分"),
-    "seconds": ("time", "时间"),
-    "together": ("together", "合计"),
     "part knows": ("questions about drawn pictures", "就绘制的图片提问"),
     "part before": ("judging before", "学习前测评"),
     "part rows": ("drawing the training rows", "绘制训练数据"),
@@ -58,7 +55,7 @@ PHRASES: dict[str, tuple[str, str]] = {
 
 
 def phrases(language: str) -> Mapping[str, str]:
-    """The phrases of en or zh. Raises ValueError for another language."""
+    """The phrases of en or zh, beside the words every report has. Raises ValueError for another language."""
     if language not in LANGUAGES:
         raise ValueError(f"the demo speaks {' and '.join(LANGUAGES)}, found {language!r}; give --lang one of them")
-    return {key: both[LANGUAGES.index(language)] for key, both in PHRASES.items()}
+    return {**texts(language), **{key: both[LANGUAGES.index(language)] for key, both in PHRASES.items()}}
