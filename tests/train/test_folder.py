@@ -193,3 +193,35 @@ def test_other_weights_under_the_same_name_are_refused(recipe: Any, model: Path,
     shutil.copyfile(trained, moved / "model.safetensors")
     with pytest.raises(ValueError, match="made from other weights than those model.path names"):
         train(recipe("train.steps=3", f"model.path={moved}"))
+
+
+def test_a_folder_half_deleted_by_a_kill_does_not_pass_for_a_checkpoint(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the first file it deletes: nothing under a name of ours is missing a file."""
+    run = recipe("train.steps=3", "train.save_every=1", "train.keep=1")
+
+    def killed(folder: Path, *args: Any, **more: Any) -> None:
+        next((p for p in sorted(folder.rglob("state.json"))), folder / "none").unlink(missing_ok=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        train(run)
+    out = Path(run.train.out)
+    assert [checkpoint.load(p).progress.step for p in checkpoint.steps(out)] == [3]
+    train(recipe("train.steps=4", "train.save_every=1", "train.keep=1"))
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000004"]
+
+
+def test_the_best_put_aside_by_a_kill_is_found(recipe: Any) -> None:
+    run = recipe("train.steps=2", "train.save_every=1", "data.val=0.25", "train.val_every=1")
+    train(run)
+    out = Path(run.train.out)
+    (out / "checkpoints" / "step-000002").rename(out / "checkpoints" / ".step-000002.tmp")
+    (out / ".best.old").mkdir()
+    weights = out / "model.safetensors"
+    weights.rename(out / ".best.old" / weights.name)
+    before = (out / ".best.old" / weights.name).read_bytes()
+    train(recipe("train.steps=1", "train.save_every=1", "data.val=0.25", "train.val_every=1"))
+    assert weights.read_bytes() == before
+    assert not (out / ".best.old").exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from anymix.families.common import shards
 
 FOLDER = re.compile(r"step-(\d+)")
 TRAINED, OPTIMIZER, RNG, STATE = "trained.safetensors", "optimizer.pt", "rng.pt", "state.json"
+GONE = ".gone-"
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,21 @@ def save(
     shards.write_text(beside / STATE, json.dumps({"progress": asdict(progress), "run": dict(run)}, indent=1))
     old = root / f".{final.name}.old"
     if final.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
         final.rename(old)
     beside.rename(final)
     shards.sync_folder(root)
-    shutil.rmtree(old, ignore_errors=True)
-    for old in steps(out)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)  # NFS keeps a name for a file somebody still maps
+    for unneeded in (old, *steps(out)[:-keep]):
+        discard(unneeded)
     return final
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there, under another name: a kill half-way leaves nothing that looks whole."""
+    if folder.exists():
+        folder.rename(Path(tempfile.mkdtemp(prefix=GONE, dir=folder.parent)) / folder.name)
+    for gone in folder.parent.glob(f"{GONE}*"):  # those of kills before this one too
+        shutil.rmtree(gone, ignore_errors=True)  # NFS keeps a name for a file somebody still maps
 
 
 def note(out: Path, progress: Progress) -> None:

@@ -36,6 +36,9 @@ def begin(run: Run, say: Callable[[str], None]) -> Path | None:
     found = checkpoint.find(out, run.resume)
     if found is not None:
         _set_newer_aside(out, found, say)
+        best, replaced = out / "best", out / ".best.old"
+        if replaced.exists() and not best.exists():  # killed between two renames
+            replaced.rename(best)
         return found
     if (out / "run.json").exists() or checkpoint.steps(out):
         _start_over(out, run, say)
@@ -99,6 +102,6 @@ def _set_newer_aside(out: Path, found: Path, say: Callable[[str], None]) -> None
     for newer in checkpoint.steps(out):
         if int(newer.name.removeprefix("step-")) > int(found.name.removeprefix("step-")):
             aside = newer.with_name(f"abandoned-{newer.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.discard(aside)
             newer.rename(aside)
             say(f"{newer.name} is behind the step this run goes back to; it is now {aside.name}")

@@ -265,13 +265,13 @@ def _waited_enough(loop: _Loop) -> bool:
 
 def _replace_best(loop: _Loop) -> None:
     best, beside, old = (loop.out / name for name in ("best", ".best.tmp", ".best.old"))
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(beside, ignore_errors=True)
     save_model(loop.ready, beside)
     if best.exists():
+        checkpoint.discard(old)
         best.rename(old)
     beside.rename(best)
-    shutil.rmtree(old, ignore_errors=True)
+    checkpoint.discard(old)
 
 
 def _finish(loop: _Loop, status: str) -> None:
