@@ -43,6 +43,10 @@ class Model(Section):
     max_tiles: Positive | None = _key(None, "most tiles all pictures of one row may use; default: the model's own")
     min_tiles: Positive | None = _key(None, "fewest tiles of one picture; default: the model's own")
     thumbnail: bool | None = _key(None, "add the whole picture as one more tile; default: the model's own")
+    unet: str | None = _key(None, "folder or hub id of another UNet than the pipeline's own")
+    transformer: str | None = _key(None, "folder or hub id of another transformer than the pipeline's own (SD3)")
+    vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")
+    tokenizer: str | None = _key(None, "folder with the tokenizers, for a single-file checkpoint, which holds none")
 
 
 class Data(Section):
@@ -51,6 +55,17 @@ class Data(Section):
     val: str | float | None = _key(None, "held-out rows: a path like data.path, or a share of it such as 0.1")
     split: str = _key("train", "which split of a hub data set")
     image_column: str | None = _key(None, "column holding the picture, where the data set has another name for it")
+    caption_column: str | None = _key(None, "column holding the caption, where the data set has another name for it")
+    caption: str | None = _key(None, "what to say of every picture that has no caption of its own (DreamBooth)")
+    resolution: Positive | None = _key(
+        None, "edge in pixels of a square picture of the size to train at; default: the model's own"
+    )
+    buckets: bool = _key(True, "keep each picture's shape, in sizes of about resolution x resolution; false: squares")
+    bucket_step: Positive = _key(64, "width and height of a bucket are multiples of this")
+    crop: Literal["center", "random"] = _key("center", "what is cut away where shapes do not match")
+    crops: Positive = _key(4, "how many different random crops of a picture there are, one drawn each epoch")
+    flip: bool = _key(False, "mirror left and right at random, drawn each epoch")
+    caption_dropout: Share = _key(0.0, "how often a picture is shown without its caption, drawn each epoch")
     max_length: Positive = _key(4096, "longest row in tokens, pictures included; a longer one is an error")
     on_error: Literal["raise", "skip"] = _key(
         "raise", "a row that cannot be used stops the run before step 1, or is skipped, counted and listed"
@@ -60,11 +75,71 @@ class Data(Section):
     limit: Positive | None = _key(None, "use only the first so many rows")
 
 
+class DreamBooth(Section):
+    class_prompt: str = _key("", "what any member of the subject's class is called, such as: a photo of a dog")
+    class_path: str | None = _key(
+        None, "folder of class pictures; those missing are drawn into it; default: train.out/class"
+    )
+    class_images: Positive = _key(100, "how many class pictures there should be")
+    prior_weight: float = _key(1.0, "weight of a class picture against the subject's", ge=0)
+
+
+class Cache(Section):
+    use: bool = _key(
+        True, "keep what the VAE and the text encoders make of pictures and captions; they then leave the card"
+    )
+    path: str | None = _key(None, "folder of the cache, shared between runs; default: ~/.cache/anymix/pictures")
+    limit_gb: float = _key(100.0, "largest size of the cache; what was not used for longest goes first", gt=0)
+
+
+class Objective(Section):
+    prediction: Literal["epsilon", "v", "sample"] | None = _key(
+        None, "what the UNet predicts: the noise, the velocity or the picture; default: as the model says"
+    )
+    snr_gamma: float | None = _key(None, "min-SNR weighting of the loss, 5 is usual", gt=0)
+    zero_terminal_snr: bool | None = _key(None, "rescale the schedule to end in pure noise; default: as the model says")
+    bias: Literal["none", "earlier", "later", "range"] = _key("none", "which UNet timesteps to draw more often")
+    bias_multiplier: float = _key(1.0, "how much more often", gt=0)
+    bias_portion: Share = _key(0.25, "which share of the timesteps `earlier` and `later` mean")
+    bias_range: tuple[int, int] = _key((0, 1000), "which timesteps `range` means, the last one left out")
+    noise_offset: float = _key(
+        0.0, "of noise that is one number per channel, so that dark and bright can be learned", ge=0
+    )
+    density: Literal["logit_normal", "mode", "cosmap", "uniform"] = _key(
+        "logit_normal", "SD3: how the times of a picture are drawn, 0 being the picture and 1 noise"
+    )
+    logit_mean: float = _key(0.0, "of logit_normal; above 0 means more noise, as in the paper")
+    logit_std: float = _key(1.0, "of logit_normal", gt=0)
+    mode_scale: float = _key(1.29, "of mode")
+    shift: float | None = _key(
+        None, "SD3: pushes times towards noise, for large pictures; default: the model's own", gt=0
+    )
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = _key("none", "SD3: weight of the loss by time")
+    precondition: bool = _key(False, "SD3: judge the picture the velocity leads to, not the velocity")
+    masked: bool = _key(False, "learn only what a picture's mask leaves white")
+
+
+class Previews(Section):
+    prompts: str | None = _key(
+        None, "file of prompts, a line each or .jsonl (prompt, negative, width, height, seed, steps, guidance)"
+    )
+    every: Positive | None = _key(None, "optimizer steps between previews; default: at every save")
+    steps: Positive = _key(28, "steps of a preview whose line does not say")
+    guidance: float = _key(5.0, "guidance of a preview whose line does not say", ge=0)
+    checks: bool = _key(
+        True, "beside them: loss by time against the start, drift, copies of training pictures, diversity"
+    )
+
+
 class Adapter(Section):
+    kind: Literal["lora", "loha", "lokr"] = _key("lora", "LoRA, or one of its relatives for models that draw")
     rank: Positive = _key(16, "rank of the LoRA matrices")
     alpha: float | None = _key(None, "LoRA scale is alpha / rank; default: 2 * rank", gt=0)
     dropout: Share = _key(0.0, "dropout on the input of the LoRA matrices")
-    parts: list[Literal["language", "vision"]] = _key(["language"], "which towers get the family's usual LoRA layers")
+    parts: list[Literal["language", "vision", "denoiser", "text"]] | None = _key(
+        None,
+        "which towers get the family's usual LoRA layers; default: language, or the denoiser of a model that draws",
+    )
     targets: list[str] | None = _key(
         None, "full-match patterns of module names instead of `parts`; * is any run of characters"
     )
@@ -75,6 +150,8 @@ class Adapter(Section):
 class Checkpointing(Section):
     language: bool = _key(True, "recompute the language model's blocks in backward instead of keeping activations")
     vision: bool = _key(True, "the same for the vision tower, where it trains")
+    denoiser: bool = _key(True, "the same for the UNet or transformer of a model that draws")
+    text: bool = _key(True, "the same for text encoders, where they train")
 
 
 class Train(Section):
@@ -102,6 +179,9 @@ class Train(Section):
     patience: Positive | None = _key(None, "stop after so many validations without a better loss")
     log_every: Positive = _key(1, "optimizer steps between lines of metrics")
     trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = _key([], "dashboards beside metrics.jsonl")
+    ema: float | None = _key(
+        None, "keep a running mean of what trains, with this decay; it is what is saved", gt=0, lt=1
+    )
     deterministic: bool = _key(False, "refuse operations whose result can differ from run to run")
 
 
@@ -109,6 +189,12 @@ class Run(Section):
     model: Model = Model()
     data: Data = Data()
     adapter: Adapter | None = _key(None, "LoRA; left out: the weights themselves train")
+    dreambooth: DreamBooth | None = _key(
+        None, "prior preservation: pictures of the class are learned beside the subject's"
+    )
+    objective: Objective = Objective()
+    cache: Cache = Cache()
+    previews: Previews = Previews()
     train: Train = Train()
     device: str = _key("auto", "auto, npu, npu:1, cuda, cuda:0 or cpu")
     nproc: Positive = _key(1, "processes on this machine, one per card")
@@ -212,7 +298,7 @@ def _expand(tree: dict[str, Any]) -> None:
     train = tree.get("train")
     if isinstance(train, dict) and isinstance(train.get("checkpointing"), bool):
         both = train["checkpointing"]
-        tree["train"] = {**train, "checkpointing": {"language": both, "vision": both}}
+        tree["train"] = {**train, "checkpointing": dict.fromkeys(Checkpointing.model_fields, both)}
     if tree.get("adapter") is True:
         tree["adapter"] = {}
     if tree.get("adapter") is False:

@@ -2,6 +2,7 @@
 
 A `Conversation` is one training row or one request. Pictures stand where they are spoken of: a turn's
 parts are text and `ImageRef` in reading order, so nobody has to match `<image>` marks to a list again.
+A `Caption` is one picture to learn to draw.
 """
 
 from __future__ import annotations
@@ -57,6 +58,31 @@ class Conversation:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A picture to learn to draw, and what may be said of it: one of `texts` is drawn each time it is seen.
+
+    Where `shuffle` is set, what stands between commas changes places each time, but for the first `keep`. `mask` is a
+    grey picture of the same shape: white is learned, black is not. `dropout` (None: the recipe's) is how often the
+    text is left out. `prior` are pictures of the subject's class (DreamBooth, Ruiz et al. 2023): one of them, drawn
+    each time, is seen together with this one and weighs `prior_weight`.
+    """
+
+    image: ImageRef
+    texts: tuple[str, ...]
+    key: str
+    mask: ImageRef | None = None
+    shuffle: bool = False
+    keep: int = 0
+    dropout: float | None = None
+    prior: tuple[Caption, ...] = field(default=(), repr=False)
+    prior_weight: float = 1.0
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        return (self.image, self.mask) if self.mask else (self.image,)
 
 
 class SampleError(ValueError):

@@ -64,12 +64,13 @@ def attach(net: nn.Module, config: Adapter, targets: Mapping[str, Sequence[str]]
 def _patterns(config: Adapter, targets: Mapping[str, Sequence[str]]) -> list[str]:
     if config.targets is not None:
         return list(config.targets)
-    unknown = [part for part in config.parts if part not in targets]
+    parts: Sequence[str] = config.parts or [next(iter(targets))]
+    unknown = [part for part in parts if part not in targets]
     if unknown:
         raise ValueError(
             f"adapter.parts names {unknown[0]}, which this model does not have; it has {', '.join(targets)}"
         )
-    return [pattern for part in config.parts for pattern in targets[part]]
+    return [pattern for part in parts for pattern in targets[part]]
 
 
 def match(net: nn.Module, patterns: Iterable[str]) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from anymix.objectives.diffusion import Diffusion
+from anymix.objectives.flow import Flow
 from anymix.samples import Conversation, ImageRef
 
 
@@ -96,7 +98,8 @@ class Family(Protocol):
     net: nn.Module  # ONE module holding all that trains
     frozen: Mapping[str, nn.Module]  # what never trains and may leave the device
     blocks: tuple[type[nn.Module], ...]  # what checkpointing and sharding wrap
-    lora_targets: Mapping[str, tuple[str, ...]]  # part -> full-match patterns over module names
+    lora_targets: Mapping[str, tuple[str, ...]]  # part -> full-match patterns over module names; the first is usual
+    resting: tuple[str, ...]  # globs of parameters that train only where a recipe unfreezes or adapts them
     idle: tuple[str, ...]  # globs of parameters no loss reaches; they never train
     layout: str  # of the folder it was opened from: original | native
 
@@ -155,6 +158,83 @@ class ChatFamily(Family, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser is told besides latents and time: rows (B, ...) of every tensor belong together.
+
+    Names are each family's: text (B, L, D), pooled (B, P), time_ids (B, 6)."""
+
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
+        """Moved; time_ids keep their fp32 whatever `dtype` says."""
+        kept = ("time_ids",)
+        return Condition({n: t.to(device, None if n in kept else dtype) for n, t in self.tensors.items()})
+
+    def cat(self, other: Condition) -> Condition:
+        """The rows of both, this one's first."""
+        return Condition({n: torch.cat((t, other.tensors[n])) for n, t in self.tensors.items()})
+
+
+@runtime_checkable
+class ImageFamily(Family, Protocol):
+    """A family that draws. Latents are (B, C, h, w), fp32 between its parts, scaled as the denoiser expects them.
+
+    The denoiser and the text encoders are parts of `net` while they may train; `rest` takes out of it what does not.
+    """
+
+    denoiser: str  # name of its part: unet | transformer
+    channels: int  # of latents
+    scale: int  # pixels of a latent's edge
+    resolution: int  # edge in pixels of the square it was made for
+    objective: Diffusion | Flow  # of the codec, once `codec.training` has set one
+    scheduler: Mapping[str, Any]  # scheduler_config.json of the pipeline
+
+    def part(self, name: str) -> nn.Module:
+        """unet | transformer | vae | text_encoder | text_encoder_2 | text_encoder_3, in `net` or frozen."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 -> (B, 2C, h, w) fp32: mean and log-variance of the VAE's posterior, unscaled.
+
+        In the widest type the VAE needs to stay finite. Raises ValueError when it does not."""
+        ...
+
+    def embed(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Token ids (B, K, 77) by tokenizer, K chunks -> tensors of a Condition but for time_ids."""
+        ...
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int],
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+    ) -> Condition:
+        """Prompts for pictures of `size` (width, height) in pixels; `crop` is (left, top). No gradient."""
+        ...
+
+    def predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the denoiser makes of (B, C, h, w) at times t (B,): noise, velocity or picture, as `objective` says."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> pixels (B, 3, H, W) fp32 in -1..1, decoded in a type that stays finite."""
+        ...
+
+    def rest(self) -> None:
+        """Take parts without a trained parameter, but for the denoiser, out of `net` into `frozen`."""
+        ...
+
+    def leave(self) -> None:
+        """Move what is frozen off the device; `encode`, `embed` and `decode` call it back when they need it."""
+        ...
+
+
 __all__ = [
-    "Batch", "Cache", "ChatFamily", "Codec", "Conversation", "Family", "ImageRef", "Item", "Prompt", "Size", "Token",
+    "Batch", "Cache", "ChatFamily", "Codec", "Condition", "Conversation", "Family", "ImageFamily", "ImageRef", "Item",
+    "Prompt", "Size", "Token",
 ]  # fmt: skip

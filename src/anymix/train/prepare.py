@@ -167,14 +167,15 @@ def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
     if run.adapter is not None:
         names = lora.attach(family.net, run.adapter, family.lora_targets, run.model.path)
         say(f"LoRA rank {lora.settings_of(family.net).r} on {len(names)} layers: {lora.summary(names)}")
-    freezing.apply(family.net, run.train.freeze, run.train.unfreeze, family.idle)
+    resting = () if run.adapter is not None else family.resting  # an adapter has frozen all but itself
+    freezing.apply(family.net, [*resting, *run.train.freeze], run.train.unfreeze, family.idle)
     if run.adapter is not None:
         lora.extras(family.net)  # what a PEFT folder has no place for stops the run here
     say(freezing.summary(family.net))
 
 
 def _checkpoint_activations(run: Run, family: Family) -> None:
-    parts = [part for part in ("language", "vision") if getattr(run.train.checkpointing, part)]
+    parts = [part for part in family.lora_targets if getattr(run.train.checkpointing, part)]
     family.checkpoint_activations(parts)
 
 

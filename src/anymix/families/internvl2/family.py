@@ -55,6 +55,7 @@ class InternVL2:
     """An opened InternVL2 of any size, from the original layout or transformers' own."""
 
     name = "internvl2"
+    resting: tuple[str, ...] = ()
 
     def __init__(self, net: Any, codec: InternVL2Codec, folder: Path) -> None:
         self.net = net
