@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent: everything a run needs to go on bit for bit.
 
 `checkpoints/step-000500/` holds what trains (trained.safetensors, fp32), its running mean where one is kept
-(ema.safetensors), optimizer.pt (by parameter name), rng.pt (every rank's generators) and state.json (step, best validation, the resolved run). It is written under another
-name, fsynced file by file, and renamed: a kill at any byte leaves the one before. Loading runs no pickled code.
+(ema.safetensors), optimizer.pt (by parameter name), rng.pt (every rank's generators) and state.json (step, best
+validation, the resolved run). It is written under another name, fsynced file by file, and renamed: a kill at any byte
+leaves the one before. Loading runs no pickled code.
 """
 
 from __future__ import annotations
@@ -209,7 +210,8 @@ def same_material(before: Progress, now: Progress) -> None:
 
 # settings that may change between the parts of a run; rows per step and the rows themselves are held in Progress
 FREE = (
-    "device", "nproc", "resume", "cache.", "previews.", "dreambooth.class_path", "model.tokenizer", "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
+    "device", "nproc", "resume", "cache.", "previews.", "dreambooth.class_path", "model.tokenizer",
+    "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
     "train.steps", "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep",
     "train.val_every", "train.patience", "train.log_every", "train.trackers", "train.checkpointing",
 )  # fmt: skip

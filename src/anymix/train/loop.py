@@ -25,7 +25,8 @@ from anymix.families.contract import Batch, Family
 from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
 from anymix.train.ema import Ema
-from anymix.train.prepare import Prepared, Say, prepare
+from anymix.train.gathering import Say
+from anymix.train.prepare import Prepared, prepare
 from anymix.train.report import report
 from anymix.train.report.words import spoken
 from anymix.train.step import Update, held_out_loss
@@ -255,7 +256,7 @@ def save_model(ready: Prepared, to: Path) -> None:
 def _validate(loop: _Loop) -> bool:
     """Held-out loss; keep the weights when it is the best so far. -> has it waited long enough to stop?"""
     ready = loop.ready
-    if ready.held is None or loop.progress.validated == loop.progress.step:
+    if ready.found.held is None or loop.progress.validated == loop.progress.step:
         return False
     with loop.to_use():
         _hold_out(loop)
@@ -265,8 +266,8 @@ def _validate(loop: _Loop) -> bool:
 
 def _hold_out(loop: _Loop) -> None:
     ready, run = loop.ready, loop.run
-    assert ready.held is not None
-    batches = loader.once(ready.held, ready.family.codec.still(), ready.split, run.data.workers)
+    assert ready.found.held is not None
+    batches = loader.once(ready.found.held, ready.family.codec.still(), ready.split, run.data.workers)
     stepper, progress = ready.stepper, replace(loop.progress, validated=loop.progress.step)
     value = held_out_loss(stepper.step, batches, stepper.device, stepper.dtype)
     if progress.best is None or value < progress.best:
@@ -349,7 +350,7 @@ def _outcome(loop: _Loop, status: str) -> Outcome:
 def _describe(loop: _Loop, device: Device, status: str) -> None:
     if not loop.me.is_main:
         return
-    verdict = loop.ready.verdict
+    verdict = loop.ready.found.verdict
     loop.out.mkdir(parents=True, exist_ok=True)
     metrics.write_run(
         loop.out / "run.json",
@@ -363,8 +364,8 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "world": loop.me.world,
             "data": {
                 "rows": len(loop.ready.rows),
-                "held_out": len(loop.ready.held or ()),
-                "skipped": verdict.skipped + loop.ready.skipped_held,
+                "held_out": len(loop.ready.found.held or ()),
+                "skipped": verdict.skipped + loop.ready.found.skipped_held,
             },
             "versions": metrics.versions(),
         },
