@@ -204,7 +204,7 @@ def same_material(before: Progress, now: Progress) -> None:
 # settings that may change between the parts of a run; rows per step and the rows themselves are held in Progress
 FREE = (
     "device", "nproc", "resume", "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
-    "train.steps", "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep",
+    "cache.", "train.steps", "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep",
     "train.val_every", "train.patience", "train.log_every", "train.trackers", "train.checkpointing",
 )  # fmt: skip
 
