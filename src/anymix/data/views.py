@@ -127,8 +127,8 @@ def mask(image: ImageRef, view: View, key: str) -> NDArray[np.float32]:
             f"mask {image.path} is {opened.width}x{opened.height}, its picture {view.original[0]}x{view.original[1]}"
         )
         raise SampleError(key, found, "give a mask of the picture's own shape")
-    values: NDArray[np.float32] = np.asarray(_seen(opened, view)).astype(np.float32)
-    return values / np.float32(255)
+    grey: NDArray[np.uint8] = np.asarray(_seen(opened, view))
+    return np.divide(grey, 255, dtype=np.float32)
 
 
 def _seen(image: Image.Image, view: View) -> Image.Image:
