@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,7 @@ class _Call:
     image: Image.Image | None
     progress: Progress | None
     cancel: Cancel
+    hashes: Mapping[str, str] = field(default_factory=dict)
     total: int = 0  # steps of all pictures
     done: int = 0
 
@@ -98,10 +99,17 @@ class _Job:
 
 class ImageEngine:
     """Draws through an opened family, whose modes it leaves as they are. `source` is what a person named; `compute`
-    opens the precision the denoiser runs in, where that is not its weights'."""
+    opens the precision the denoiser runs in, where that is not its weights'; `loras` are prints of those put on."""
 
-    def __init__(self, family: ImageFamily, source: str | Path | None = None, compute: Compute = nullcontext) -> None:
+    def __init__(
+        self,
+        family: ImageFamily,
+        source: str | Path | None = None,
+        compute: Compute = nullcontext,
+        loras: Mapping[str, str] | None = None,
+    ) -> None:
         self.family = family
+        self.loras = dict(loras or {})
         self.source = str(source or family.folder)
         self._compute = compute
 
@@ -144,6 +152,7 @@ class ImageEngine:
         every step: the batch it stops is not given out."""
         call = _Call(how or How(), None if image is None else opened(image), progress, cancel or _never)
         rows = self._filled(wanted, call)
+        call.hashes = self.hashes
         for window in _runs(list(enumerate(rows)), WINDOW * call.how.batch):
             for jobs in _together(self._jobs(window), call.how.batch):
                 pictures = self._in_halves(jobs, call)
@@ -154,6 +163,11 @@ class ImageEngine:
     def check(self, wanted: Sequence[Wanted], how: How | None = None, image: Source | None = None) -> list[Wanted]:
         """`wanted` with nothing left open. Raises what `stream` would say of sizes, names and the picture."""
         return self._filled(wanted, _Call(how or How(), None if image is None else opened(image), None, _never))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """A print of the weights of each part as they are now, and of every LoRA that was put on them."""
+        return {**self.family.hashes, **self.loras}
 
     # --------------------------------------------------------------------------------------------- before the drawing
 
@@ -193,7 +207,8 @@ class ImageEngine:
         step = self.multiple
         if width % step or height % step:
             near = "x".join(str(max(1, round(edge / step)) * step) for edge in (width, height))
-            raise ValueError(f"the size {width}x{height} is not in steps of {step} pixels, as this model draws; use {near}")
+            found = f"the size {width}x{height} is not in steps of {step} pixels"
+            raise ValueError(f"{found}, which this model draws in; use {near}")
         most = (getattr(self._config, "pos_embed_max_size", None) or 0) * step
         if most and max(width, height) > most:
             raise ValueError(f"the size {width}x{height} is more than the {most}x{most} this model can draw; use less")
@@ -261,10 +276,10 @@ class ImageEngine:
         generators = [torch.Generator().manual_seed(row.seed or 0) for row in rows]
         solver = self._solver(_size(rows[0]), rows[0].steps or 0, call, generators)
         latents = self._begun(rows, generators, solver, call.image)
-        guided = self._guided(jobs, call.how)
         if call.cancel():
             return None
-        for latents in denoise(latents, solver, guided):
+        for after in denoise(latents, solver, self._guided(jobs, call.how)):
+            latents = after
             call.tick(len(jobs))
             if call.cancel():
                 return None
@@ -311,8 +326,7 @@ class ImageEngine:
         settings: dict[str, Any] = {"scheduler": how.scheduler or self.family.scheduler.get("_class_name")}
         settings |= {} if call.image is None else {"strength": how.strength}
         settings |= {name: value for name in ("rescale", "eta", "spacing") if (value := getattr(how, name))}
-        hashes = dict(getattr(self.family, "hashes", {}))
-        return Picture(image, job.wanted, job.place, settings, hashes, self.source, seconds)
+        return Picture(image, job.wanted, job.place, settings, call.hashes, self.source, seconds)
 
 
 def _never() -> bool:

@@ -1,7 +1,7 @@
 """Pictures that were drawn, with all that is needed to draw them again; as PNG files that carry it.
 
-The chunk `parameters` is written as the web UIs for Stable Diffusion write and read it, `anymix` is the same and more as
-JSON. A file is written whole or not at all.
+The chunk `parameters` is written as the web UIs for Stable Diffusion write and read it, `anymix` is the same and more
+as JSON. A file is written whole or not at all.
 """
 
 from __future__ import annotations
