@@ -41,9 +41,9 @@ def test_a_copy_is_found_through_jpeg_mirror_and_size(quality: int, mirrored: bo
 
 
 def test_other_pictures_are_no_copies() -> None:
-    trained = [paint(n, (256, 256)) for n in range(200)]
-    found = [nearest(paint(1000 + n, (256, 256)), trained) for n in range(50)]
-    assert min(found) > sets.COPY
+    trained = np.stack([sets.thumbnail(paint(n)) for n in range(200)])
+    found = [sets.distances(sets.thumbnail(paint(1000 + n)), trained).min() for n in range(50)]
+    assert min(found) > 1.5 * sets.COPY
     assert nearest(scene(120), [scene(20)]) > 0.2  # all but the square is the same
     assert nearest(scene(20, "blue"), [scene(20)]) > 0.2
 
@@ -58,12 +58,12 @@ def test_a_change_in_one_corner_is_no_copy_while_noise_all_over_is() -> None:
     assert nearest(Image.fromarray(grain.clip(0, 255).astype(np.uint8)), [original]) < 0.03
 
 
-def test_diversity_is_0_of_one_picture_and_near_1_of_unlike_ones() -> None:
+def test_diversity_is_0_of_one_picture_and_much_more_of_unlike_ones_than_of_like_ones() -> None:
     assert sets.diversity([paint(1)] * 3) == pytest.approx(0, abs=1e-9)
     unlike = sets.diversity([paint(n) for n in range(4)])
     alike = sets.diversity([paint(1), again(paint(1), 50), again(paint(1), 30)])
     assert unlike is not None and alike is not None
-    assert alike < 0.2 < 0.5 < unlike
+    assert alike < 0.05 < 0.2 < unlike
     assert sets.diversity([paint(1)]) is None
     assert sets.diversity([paint(1), paint(2, (96, 64))]) is None
 

@@ -112,9 +112,10 @@ def _values(now: Errors, base: Errors | None) -> dict[str, float]:
     values["grid"] = statistics.fmean(by_time)
     if base is not None:
         gains = [statistics.fmean(base[key]) - statistics.fmean(errors) for key, errors in now.items()]
-        values["grid_gain"] = statistics.fmean(gains)
-        if len(gains) > 1:
-            values["grid_gain_se"] = statistics.stdev(gains) / math.sqrt(len(gains))
+        values["grid_gain"] = mean = statistics.fmean(gains)
+        if len(gains) > 1:  # statistics.stdev stumbles over what is not finite
+            squares = sum((gain - mean) ** 2 for gain in gains)
+            values["grid_gain_se"] = math.sqrt(squares / (len(gains) - 1) / len(gains))
     return values
 
 
