@@ -37,7 +37,7 @@ def open_kept(family: ImageFamily, cache: config.Cache, dtype: torch.dtype, me: 
 
 def fingerprint(modules: Mapping[str, nn.Module], *more: str) -> str:
     """Hex digits that tell these weights, in these types and this architecture, from any others. All of each weight
-    is read (not a sample: one new word in an embedding must count), in threads: 1 GB a second and core."""
+    is read (not a sample: one new word in an embedding must count), in threads: nearly 1 GB a second and core."""
     tensors = [(f"{part}.{name}", t) for part, module in modules.items() for name, t in module.state_dict().items()]
     found = hashlib.blake2b(digest_size=20)
     with ThreadPoolExecutor() as pool:
