@@ -1,7 +1,7 @@
 """The loop: step, log, save, validate, until the steps are done, the loss stops falling, or somebody asks it to stop.
 
 It knows no family, no file format and no device by name. Weights are saved before anything that could fail
-(validation, checks) runs; SIGTERM saves and ends in good order.
+(validation, checks) runs; SIGTERM saves and ends in good order. Checks look at a run and never change it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from anymix.adapters import files, lora
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
-from anymix.families.contract import Batch, Family
+from anymix.families.contract import Batch
 from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
+from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
 from anymix.train.gathering import Say
 from anymix.train.prepare import Prepared, prepare
@@ -32,7 +33,6 @@ from anymix.train.report.words import spoken
 from anymix.train.step import Update, held_out_loss
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
-Check = Callable[[Family, Path, int], Mapping[str, float]]  # family, output folder, step -> values to log
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Loop:
     ready: Prepared
     me: ranks.Ranks
     say: Say
-    checks: Sequence[Check]
+    checks: Sequence[Check]  # none but on the main rank
     progress: Progress
     ema: Ema | None = None
     trackers: list[metrics.Tracker] = field(default_factory=list)
@@ -73,11 +73,12 @@ class _Loop:
         return self.ema.in_place() if self.ema else nullcontext()
 
 
-def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Sequence[Check] = ()) -> Outcome:
+def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Checks | None = None) -> Outcome:
     """Train as `run` says, on this process's device, as one of the ranks torchrun started (or alone).
 
-    `say` gets sentences, `show` every line of metrics, `checks` run after each save (main rank) and their values
-    are logged. Raises ValueError in one sentence for what is wrong with the recipe, the model or a row.
+    `say` gets sentences, `show` every line of metrics; the checks that `checks` makes of the prepared run are called
+    before step 1 and after each save (main rank), and what they find is logged. Raises ValueError in one sentence for
+    what is wrong with the recipe, the model or a row.
     """
     if run.nproc > 1 and ranks.here().world == 1:
         raise ValueError(
@@ -93,7 +94,8 @@ def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Seque
         if found:
             checkpoint.same_run(checkpoint.read_state(found)["run"], run.model_dump(mode="json"))
         ready = prepare(run, device, me, tell)
-        loop = _Loop(ready, me, tell, checks, _material(ready), _mean(ready))
+        looked = checks(ready, tell) if checks is not None and me.is_main else ()
+        loop = _Loop(ready, me, tell, looked, _material(ready), _mean(ready))
         if found:
             _resume(loop, found)
         loop.trackers = trackers = _trackers(ready, loop.progress, show) if me.is_main else []
@@ -167,6 +169,9 @@ def _steps(loop: _Loop) -> str:
     todo = range(loop.progress.step, ready.steps)
     if loop.progress.step and _due(loop.progress.step, run.train.val_every, ready) and _validate(loop):
         return "early stop"  # the run was cut off between saving and validating
+    if loop.progress.step == 0:
+        _look(loop)
+        ranks.barrier()
     batches = loader.stream(ready.rows, ready.family.codec, ready.order, ready.split, todo, run.data.workers)
     clock = time.perf_counter()
     for step in todo:
@@ -239,9 +244,16 @@ def _save(loop: _Loop) -> None:
         with loop.to_use():
             if lora.is_attached(net):
                 save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
-            for check in loop.checks:
-                _log(loop, check(ready.family, loop.out, loop.progress.step))
+        if not loop.stop.is_set():  # whoever asked to stop does not wait long
+            _look(loop)
     ranks.barrier()
+
+
+def _look(loop: _Loop) -> None:
+    ready, step = loop.ready, loop.progress.step
+    for check in loop.checks:
+        with loop.to_use():
+            look(check, ready.family, loop.out, step, ready.stepper.device, loop.trackers, loop.say)
 
 
 def save_model(ready: Prepared, to: Path) -> None:
