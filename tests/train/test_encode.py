@@ -28,6 +28,7 @@ from anymix.families.common import pictures
 from anymix.families.common.pictures import Plan
 from anymix.samples import Caption, ImageRef, SampleError
 from anymix.train.encode import Filled, fill
+from anymix.train.fingerprint import ENCODERS
 from house.source import ROOT
 from sketches import Codec, Sketch, captions, draw_picture, pictures_opened, plan, tokenise
 
@@ -205,6 +206,15 @@ def test_other_weights_or_another_type_are_another_cache(filled, tmp_path):
     assert made(filled(rows, plan(), words)) == (0, 2, 0)
     assert made(filled(rows, plan(), dtype=torch.bfloat16)) == (2, 2, 0)
     assert made(filled(rows, plan())) == (0, 0, 0)
+
+
+def test_a_vae_widened_on_the_way_is_the_same_vae(filled, tmp_path):
+    rows, family = captions(tmp_path, 2), Sketch()
+    family.part("vae").half()
+    with torch.no_grad():
+        family.encode = lambda pixels: family.part("vae").float()(pixels)  # as one that overflows in fp16 is
+        assert made(filled(rows, plan(), family))[0] == 2
+        assert made(filled(rows, plan(), family)) == (0, 0, 0)
 
 
 def test_another_architecture_over_the_same_weights_is_another_cache(filled, tmp_path):
@@ -521,3 +531,38 @@ def test_loader_workers_started_anew_read_the_cache(filled, tmp_path):
     assert len(batches) == 2
     assert all("0/moments" in batch.tensors and "0/text.text" in batch.tensors for batch in batches)
     assert torch.equal(batches[0]["0/moments"], codec.collate_all(rows[:2])["0/moments"])
+
+
+# the families themselves
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tiny_sd15", "tiny_sdxl"])
+def test_a_pipeline_trains_from_the_cache_as_it_does_without(tmp_path, kind):
+    from anymix import families
+    from families import tiny_pictures
+
+    family = families.open_folder(getattr(tiny_pictures, kind)(tmp_path / "model"))
+    for name in set(ENCODERS) & set(dict(family.net.named_children())):
+        family.part(name).requires_grad_(False)
+    family.rest()
+    rows, how = rich(tmp_path)
+    how = replace(how, look=replace(how.look, step=8), objective=family.objective)
+    cache, words = config.Cache(path=str(tmp_path / "cache")), family.codec.words
+    done = fill(family, [(rows, how)], words, cache, pick("cpu"), torch.float32)
+    assert done.pictures > 12 and done.texts > 5
+    runs: list[str] = []
+    for name in ("vae", "text_encoder"):
+        encoder = family.part(name).encoder if name == "vae" else family.part(name)
+        encoder.register_forward_hook(lambda *_, name=name: runs.append(name))
+    rows[1] = replace(rows[1], shuffle=False, texts=("small",))
+    done = fill(family, [(rows, how)], words, cache, pick("cpu"), torch.float32)
+    assert made(done) == (0, 1, 0) and runs == ["text_encoder"]
+    cached, uncached = (family.codec.training(replace(how, kept=each)) for each in (done.kept, None))
+    for seed in range(6):
+        losses = []
+        for codec in (cached, uncached):
+            family.codec, runs[:] = codec, []
+            losses.append(float(family.loss(codec.collate([codec.encode(row, seed) for row in rows])).detach()))
+            assert bool(runs) is (codec is uncached)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
