@@ -157,9 +157,7 @@ def check_picture(sample: Caption, look: Look, grain: int = views.LATENT) -> Vie
 
 def _check_grain(look: Look, grain: int) -> None:
     if look.buckets and look.step % grain:
-        raise ValueError(
-            f"data.bucket_step = {look.step} is no multiple of the {grain} pixels this model needs; give 64"
-        )
+        raise ValueError(f"data.bucket_step = {look.step} is no multiple of {grain}, which this model needs; give 64")
 
 
 def script_of(text: str) -> str | None:

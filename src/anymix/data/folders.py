@@ -152,8 +152,7 @@ def _say_others(found: Found, files: Sequence[str], suffixes: Sequence[str]) -> 
     if found.pictures and others:
         counts = Counter(_suffix(path) or "no suffix" for path in others)
         kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.most_common(4))
-        said = f"{len(others)} other files are neither pictures nor captions and are not read ({kinds})"
-        found.notes.append(f"{found.folder}: {said}")
+        found.notes.append(f"{found.folder}: not read, being neither pictures nor captions: {kinds}")
 
 
 def _say_below(found: Found) -> None:

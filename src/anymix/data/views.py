@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -144,16 +143,16 @@ def views(sample: Caption, original: tuple[int, int], look: Look) -> list[View]:
     spare = scaled[0] - size[0], scaled[1] - size[1]
     corners = [(spare[0] // 2, spare[1] // 2)]
     if look.crop == "random" and any(spare):
-        corners = list(dict.fromkeys(_corners(sample.key, spare, look.crops)))
+        corners = _corners(sample.key, spare, look.crops)
     flips = (False, True) if look.flip else (False,)
     return [View(original, scaled, size, *corner, flip) for flip in flips for corner in corners]
 
 
-def _corners(key: str, spare: tuple[int, int], count: int) -> Iterator[tuple[int, int]]:
+def _corners(key: str, spare: tuple[int, int], count: int) -> list[tuple[int, int]]:
     """Laid down by the name without its folder: a data set that is moved keeps its crops, and what was made of them."""
     draw = random.Random(hashlib.blake2b(os.path.basename(key).encode(), digest_size=8).digest())
-    for _ in range(count):
-        yield draw.randint(0, spare[0]), draw.randint(0, spare[1])
+    places = (spare[0] + 1) * (spare[1] + 1)
+    return [divmod(place, spare[1] + 1) for place in draw.sample(range(places), min(count, places))]
 
 
 def pixels(image: ImageRef, view: View, key: str) -> NDArray[np.uint8]:
