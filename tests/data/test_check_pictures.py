@@ -156,6 +156,7 @@ def test_sizes_a_model_cannot_draw_are_refused_before_the_run(tmp_path):
     folder(tmp_path / "set", a="x")
     with pytest.raises(ValueError, match="data.bucket_step = 8 is no multiple of 16, which this model needs"):
         check_pictures(read(str(tmp_path / "set")), Look(64, step=8), grain=16)
+    picture(tmp_path / "set" / "a.png", (90, 70))  # its bucket would be 72 x 56
     toml = tmp_path / "set.toml"
     toml.write_text("[[datasets]]\nbucket_reso_steps = 8\n[[datasets.subsets]]\nimage_dir = 'set'\n")
     with pytest.raises(ValueError, match="no multiple of the 16 pixels this model needs; set bucket_reso_steps"):

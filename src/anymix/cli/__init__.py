@@ -11,6 +11,7 @@ import sys
 import typer
 
 from anymix.cli import data
+from anymix.cli.caption import caption
 from anymix.cli.chat import chat
 from anymix.cli.demo import demo
 from anymix.cli.doctor import doctor
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune and run multimodal models on any accelerator.",
 )
-for command in (demo, train, chat, predict, merge, report, doctor):
+for command in (demo, train, chat, predict, caption, merge, report, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

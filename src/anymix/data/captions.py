@@ -75,9 +75,14 @@ class Rows(Sequence[Caption]):
     def __getitem__(self, index: int | slice, /) -> Caption | Rows:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[Any, Caption]:
+        """The row as it is stored, and as it is understood."""
         block, n = self._find(index)
-        sample = parse(block.source.record(n), block.source.key(n), block.reading)
-        return replace(sample, prior=self.prior, prior_weight=self.prior_weight) if self.prior else sample
+        record = block.source.record(n)
+        sample = parse(record, block.source.key(n), block.reading)
+        return record, replace(sample, prior=self.prior, prior_weight=self.prior_weight) if self.prior else sample
 
     @property
     def classes(self) -> Rows:

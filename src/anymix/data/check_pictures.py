@@ -122,9 +122,9 @@ def check_pictures(
         origin = rows.origin(index)
         if origin not in seen.views and origin not in problems:
             try:
-                sample = rows[index]
+                record, sample = rows.read(index)
                 seen.views[origin] = check_picture(sample, look, grain)
-                seen.note(sample, rows.record(index), seen.views[origin])
+                seen.note(sample, record, seen.views[origin])
             except SampleError as error:
                 problems[origin] = error
         if progress is not None:
