@@ -112,7 +112,7 @@ def test_chinese_captions_are_named_before_the_run_with_what_to_do(tmp_path):
     said = _notes(tmp_path)
     assert "captions of 3 of 4 pictures are not in English (Chinese, Korean: " in said
     assert str(tmp_path / "a.png") in said
-    assert "translate them, or write new ones with `anymix caption`" in said
+    assert "translate them, or write new ones: `anymix caption`" in said
     assert "English" not in _notes(tmp_path, english=False)
 
 

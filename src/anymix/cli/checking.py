@@ -50,7 +50,7 @@ def check(
 
     codec = _codec(model)
     asked = any(value is not None for value in (resolution, caption_column, caption))
-    if asked or hasattr(codec, "words") or are_pictures(path):
+    if asked or draws(codec) or are_pictures(path):
         edge = resolution or int(getattr(codec, "resolution", 1024))
         columns = {"image_column": image_column, "caption_column": caption_column, "caption": caption}
         verdict = _pictures(path, root, columns, edge, min(bucket_step, edge), codec, not as_json)
@@ -63,7 +63,7 @@ def check(
 
 
 def _pictures(
-    path: str, root: str | None, columns: dict[str, str | None], edge: int, step: int, codec: Any, shown: bool
+    path: str, root: str | None, columns: dict[str, Any], edge: int, step: int, codec: Any, shown: bool
 ) -> Verdict:
     from anymix.data import captions
     from anymix.data.check_pictures import check_pictures
@@ -94,9 +94,14 @@ def _codec(model: str | None) -> Any:
     return codec_of(model)
 
 
+def draws(codec: Any) -> bool:
+    """Is this the codec of a model that draws?"""
+    return hasattr(codec, "latents")
+
+
 def _counter(codec: Any) -> Any:
     """Tokens of a caption in the tokenizer that makes the most of it, in whole pieces where it is read in pieces."""
-    if not hasattr(codec, "words"):
+    if not draws(codec):
         return None
     return lambda text: max(ids.shape[0] * ids.shape[-1] for ids in codec.words(text, "").values())
 

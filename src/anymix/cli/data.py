@@ -41,8 +41,7 @@ def show(
     from anymix.families import codec_of
 
     codec = codec_of(model, **{k: v for k, v in (("template", template), ("max_tiles", max_tiles)) if v is not None})
-    draws = hasattr(codec, "words")
-    pictures = captions.read(path, root) if draws else None
+    pictures = captions.read(path, root) if checking.draws(codec) else None
     rows = conversations.read(path, root) if pictures is None else pictures
     for index in row or [0]:
         if not 0 <= index < len(rows):

@@ -205,7 +205,7 @@ def _on_words(seen: _Seen, total: int) -> Iterator[str]:
         scripts = ", ".join(name for name, _ in Counter(script for script, _ in seen.foreign).most_common())
         shown = ", ".join(key for _, key in seen.foreign[:SHOWN]) + (", ..." if len(seen.foreign) > SHOWN else "")
         many = f"captions of {len(seen.foreign)} of {total} pictures are not in English ({scripts}: {shown})"
-        yield f"{many}, all the text encoders learned; translate them, or write new ones with `anymix caption`"
+        yield f"{many}, and the text encoders know little else; translate them, or write new ones: `anymix caption`"
     if seen.long:
         longest, key = max(seen.long)
         many = f"captions of {len(seen.long)} of {total} pictures have more than {seen.limit} tokens"

@@ -75,6 +75,7 @@ class Listed:
             raise ValueError(f"{path} names no list of captions; end it in .jsonl, such as metadata.jsonl")
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
+        self._again = False  # does a later line replace an earlier one?
         if overwrite:
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,16 +92,13 @@ class Listed:
         return bool(self._rows.get(self._name(picture), {}).get("text"))
 
     def write(self, picture: str, text: str) -> None:
-        """Append a line; what a kill tears off is left out by the next start."""
+        """Append a line; what a kill tears off is left out by the next start, and a later line of a name counts."""
         name = self._name(picture)
         row = {**self._rows.get(name, {}), "file_name": name, "text": text}
-        again = name in self._rows
+        self._again = self._again or name in self._rows
         self._rows[name] = row
-        if again:
-            self._settle()
-        else:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
 
     def _settle(self) -> None:
         """One line a picture."""
@@ -108,6 +106,8 @@ class Listed:
 
     def close(self) -> None:
         self._file.close()
+        if self._again:
+            self._settle()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
