@@ -140,7 +140,8 @@ def test_resume_is_bitwise_with_a_mean(draw: Draw, tmp_path: Path, adapter: Any)
 
 
 def test_kept_and_made_each_time_are_the_same(draw: Draw, tmp_path: Path) -> None:
-    kept, made = draw(f"train.out={tmp_path / 'kept'}"), draw("cache.use=false", f"train.out={tmp_path / 'made'}")
+    kept = draw(*DESCENT, f"train.out={tmp_path / 'kept'}")
+    made = draw(*DESCENT, "cache.use=false", f"train.out={tmp_path / 'made'}")
     train(kept)
     train(made)
     assert near(losses(kept), losses(made))

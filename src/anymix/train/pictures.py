@@ -52,7 +52,7 @@ def objective(run: Run, family: ImageFamily) -> Diffusion | Flow:
     own = family.objective
     foreign = OF_FLOW if isinstance(own, Diffusion) else OF_DIFFUSION
     for key in foreign:
-        if key in asked.model_fields_set:
+        if getattr(asked, key) != Objective.model_fields[key].default:
             kind = "rectified flow (SD3)" if foreign is OF_FLOW else "denoising diffusion (SD 1, 2, XL)"
             raise ValueError(f"objective.{key} is of {kind}, and {family.name} is trained otherwise; leave it out")
     if isinstance(own, Flow):
