@@ -101,7 +101,8 @@ def _compare(adapter: Path, base: Path) -> None:
 
 def _refuse_unfinished(folder: Path) -> None:
     """A run that was cut off has checkpoints and no weights of its own."""
-    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+    saved = any((folder / name).exists() for name in ("config.json", "model_index.json"))
+    if saved or not (folder / "run.json").exists():
         return
     found = [p for p in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     if not found:

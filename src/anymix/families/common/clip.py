@@ -68,7 +68,7 @@ def _cut(ids: Sequence[int], words: Sequence[int | None], room: int) -> list[lis
     return pieces
 
 
-def stacked(chunker: Chunker, prompts: Sequence[str]) -> dict[str, Tensor]:
+def stacked(chunker: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Ids of several prompts (B, K, 77), the shorter ones filled up with empty chunks."""
     each = [chunker(prompt) for prompt in prompts]
     empty = chunker("")

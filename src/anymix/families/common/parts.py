@@ -32,7 +32,7 @@ Tensors = dict[str, Tensor]
 PIECE = 1024  # elements of a tensor a print is taken of: half where it begins, half in its middle
 
 _DIFFUSERS = {c.__name__: c for c in (UNet2DConditionModel, AutoencoderKL, SD3Transformer2DModel)}
-_TRANSFORMERS = {
+_TRANSFORMERS: dict[str, tuple[Any, Any]] = {
     "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
     "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
     "T5EncoderModel": (T5EncoderModel, T5Config),
@@ -140,7 +140,7 @@ def build(part: Part, device: torch.device | str, dtype: torch.dtype | None) -> 
     """The module of a part, in eval mode, and what it was made from.
 
     Raises ValueError in one sentence when tensors and config do not belong together."""
-    net = _empty(part)
+    net = empty(part)
     read = part.read()
     names = _native(part, read, net)
     groups = tied(net)
@@ -160,7 +160,7 @@ def build(part: Part, device: torch.device | str, dtype: torch.dtype | None) -> 
     return net.eval(), Origin(part, tensors, {name: stored for stored, name in names.items()}, stamps)
 
 
-def _empty(part: Part) -> nn.Module:
+def empty(part: Part) -> nn.Module:
     if part.kind not in (*_DIFFUSERS, *_TRANSFORMERS):
         known = ", ".join((*_DIFFUSERS, *_TRANSFORMERS))
         found = part.kind or "model without a class"
@@ -172,7 +172,8 @@ def _empty(part: Part) -> nn.Module:
                 made: nn.Module = _DIFFUSERS[part.kind].from_config(config)
                 return made
             model, settings = _TRANSFORMERS[part.kind]
-            return model(settings.from_dict(config))
+            made = model(settings.from_dict(config))
+            return made
     except (TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

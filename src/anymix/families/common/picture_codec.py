@@ -6,9 +6,9 @@ handed in. It pickles and runs in loader workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,15 +22,24 @@ from anymix.objectives.flow import Flow
 from anymix.samples import Caption
 
 
+class Tokenise(Protocol):
+    """A text and the key of its sample -> ids (K, L) by tokenizer. It pickles."""
+
+    @property
+    def tokenizers(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, text: str, key: str = "", /) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class PictureCodec:
     """Captions to items and batches.
 
-    `words` is called with a text and the key of its sample; `latents` is (channels, pixels of a latent's edge),
+    `latents` is (channels, pixels of a latent's edge),
     `resolution` the edge of the square the model was made for; `options` what `opening` was given besides the folder.
     """
 
-    words: Callable[[str, str], dict[str, Tensor]]
+    words: Tokenise
     latents: tuple[int, int]
     resolution: int
     objective: Diffusion | Flow  # of the model's scheduler

@@ -233,10 +233,11 @@ class Pipeline:
         """
         with shards.saving(Path(folder)) as beside:
             self._write_beside(beside)
-            _write_json(beside / INDEX, _index(self.blueprint, beside, self.origins))
+            said = scheduler or self.blueprint.scheduler
+            _write_json(beside / INDEX, _index(self.blueprint, beside, self.origins, str(said["_class_name"])))
             changed = scheduler is not None and dict(scheduler) != dict(self.blueprint.scheduler)
             if changed or not (beside / SCHEDULER).exists():
-                _write_json(beside / SCHEDULER, dict(scheduler or self.blueprint.scheduler))
+                _write_json(beside / SCHEDULER, said)
             for name, tokenizer in (tokenizers or {}).items():
                 if not (beside / name).is_dir():
                     tokenizer.save_pretrained(str(beside / name))
@@ -261,13 +262,14 @@ class Pipeline:
             log.warning("%s is no longer there: %s could not be kept", self.blueprint.path, ", ".join(lost))
 
 
-def _index(blueprint: Blueprint, beside: Path, origins: Mapping[str, Origin]) -> dict[str, Any]:
+def _index(blueprint: Blueprint, beside: Path, origins: Mapping[str, Origin], scheduler: str) -> dict[str, Any]:
     """model_index.json with null for parts the source names but does not hold, so that diffusers opens the rest."""
-    ours = {*origins, *blueprint.words, "scheduler"}
-    return {
+    ours = {*origins, *blueprint.words}
+    index = {
         name: [None, None] if isinstance(entry, list) and name not in ours and not (beside / name).is_dir() else entry
         for name, entry in blueprint.index.items()
     }
+    return {**index, "scheduler": ["diffusers", scheduler]}
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

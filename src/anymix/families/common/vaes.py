@@ -51,11 +51,15 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
             pixels: Tensor = vae.decode(latents.to(next(vae.parameters()).dtype), return_dict=False)[0]
         return pixels.float()
 
+    if not latents.isfinite().all():
+        raise ValueError(
+            "the latents are not finite before the VAE sees them; compute in bf16 or fp32, or lower guidance"
+        )
     found = once()
-    if not found.isfinite().all() and latents.isfinite().all() and next(vae.parameters()).dtype != torch.float32:
+    if not found.isfinite().all() and next(vae.parameters()).dtype != torch.float32:
         vae.to(torch.float32)
         found = once()
-    _refuse_broken(found if latents.isfinite().all() else latents, "decodes latents")
+    _refuse_broken(found, "decodes latents")
     return found
 
 
