@@ -87,6 +87,7 @@ class PaintCodec:
 class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.config = {"in_channels": CHANNELS, "sample_size": EDGE // SCALE}
         self.first = nn.Linear(CHANNELS + 2 + WORDS + 16, 96)
         self.second = nn.Linear(96, 96)
         self.drop = nn.Dropout(0.05)
@@ -114,7 +115,9 @@ class Painting:
     lora_targets: Mapping[str, tuple[str, ...]] = {"denoiser": ("unet.*",)}
     resting: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
-    scheduler: Mapping[str, Any] = {}
+    hashes: Mapping[str, str] = {}
+    scheduler: Mapping[str, Any] = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear",
+                                    "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.codec, self.objective = folder, PaintCodec(), OBJECTIVE

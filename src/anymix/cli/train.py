@@ -63,6 +63,7 @@ def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
 
     from anymix.cli.bars import progress
+    from anymix.evaluate.during import checks
     from anymix.train.loop import train as run_loop
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -83,7 +84,7 @@ def _train(run: Run, as_json: bool) -> Outcome:
             if not console.is_terminal and main and "loss" in values:
                 console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
 
-        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show)
+        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks)
 
 
 def _report(outcome: Outcome, as_json: bool) -> None:

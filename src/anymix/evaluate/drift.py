@@ -90,7 +90,7 @@ def _predictions(family: ImageFamily, prompts: Sequence[str], setting: Setting) 
         for time in TIMES:
             level = family.objective.at(time)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed(prompt, time)))
-            latents = noise * torch.sqrt(level["signal"] ** 2 + level["sigma"] ** 2)
+            latents = noise * (level["signal"] ** 2 + level["sigma"] ** 2).sqrt()
             predicted = family.predict(latents.to(handle), level["t"][None].to(handle), condition)
             found[f"prediction {time} {prompt}"] = predicted[0].float().cpu()
     return found
