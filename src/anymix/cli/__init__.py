@@ -14,6 +14,7 @@ from anymix.cli import data
 from anymix.cli.chat import chat
 from anymix.cli.demo import demo
 from anymix.cli.doctor import doctor
+from anymix.cli.export import export
 from anymix.cli.merge import merge
 from anymix.cli.predict import predict
 from anymix.cli.report import report
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune and run multimodal models on any accelerator.",
 )
-for command in (demo, train, chat, predict, merge, report, doctor):
+for command in (demo, train, chat, predict, merge, export, report, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
 
