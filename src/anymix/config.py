@@ -46,6 +46,7 @@ class Model(Section):
     unet: str | None = _key(None, "folder or hub id of another UNet than the pipeline's own")
     transformer: str | None = _key(None, "folder or hub id of another transformer than the pipeline's own (SD3)")
     vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")
+    scratch: bool = _key(False, "begin with random weights of the UNet or transformer, in the model's own shape")
     tokenizer: str | None = _key(None, "folder with the tokenizers, for a single-file checkpoint, which holds none")
 
 
@@ -120,9 +121,12 @@ class Objective(Section):
 
 
 class Previews(Section):
-    prompts: str | None = _key(
-        None, "file of prompts, a line each or .jsonl (prompt, negative, width, height, seed, steps, guidance)"
+    prompts: str | list[str] | None = _key(
+        None,
+        "what to draw while training: a list, or a file with a prompt a line or .jsonl rows (prompt, negative, width, "
+        "height, seed, steps, guidance)",
     )
+    count: Positive = _key(1, "pictures of each prompt, each of another seed")
     every: Positive | None = _key(None, "optimizer steps between previews; default: at every save")
     steps: Positive = _key(28, "steps of a preview whose line does not say")
     guidance: float = _key(5.0, "guidance of a preview whose line does not say", ge=0)

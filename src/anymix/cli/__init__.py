@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from anymix.cli import data
+from anymix.cli import cache, data
 from anymix.cli.chat import chat
 from anymix.cli.demo import demo
 from anymix.cli.doctor import doctor
@@ -30,6 +30,7 @@ app = typer.Typer(
 for command in (demo, train, chat, generate, predict, merge, report, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)
