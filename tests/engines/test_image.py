@@ -225,7 +225,7 @@ def test_a_picture_is_cut_to_the_size_asked_for(sdxl, photo, tmp_path):
 
 
 def test_sizes_are_checked_in_a_sentence(engine, name):
-    step = engine.multiple
+    step = engine.family.grain
     assert step == (4 if name == "sd3" else 2)
     with pytest.raises(ValueError, match=f"33x32 is not in steps of {step} pixels.*use 32x32"):
         engine.draw("x", width=33, height=32)

@@ -61,7 +61,7 @@ def test_training_is_the_same_with_and_without_them(family, tmp_path, monkeypatc
 def test_the_same_pictures_are_drawn_at_every_step(family, tmp_path):
     check = previews(WANTED, HOW)
     values = check(family, tmp_path, 500)
-    assert values["previews_broken"] == 0 and values["previews_black"] == 0 and values["previews_seconds"] > 0
+    assert values["previews/failed"] == 0 and values["previews/seconds"] > 0
     folder = tmp_path / "previews" / "step-000500"
     assert sorted(path.name for path in folder.iterdir()) == ["00.png", "01.png", "pictures.json", "sheet.png"]
     first = [(folder / name).read_bytes() for name in ("00.png", "01.png")]
@@ -89,7 +89,9 @@ def test_they_come_as_often_as_asked(family, tmp_path):
 
 def test_a_model_that_broke_does_not_break_the_run(family, tmp_path, monkeypatch):
     monkeypatch.setattr(family, "decode", lambda z: torch.full((1, 3, 32, 32), torch.nan))
-    assert previews(WANTED, HOW)(family, tmp_path, 7)["previews_broken"] == 1
+    said = []
+    assert previews(WANTED, HOW, say=said.append)(family, tmp_path, 7)["previews/failed"] == 1
+    assert len(said) == 1 and said[0].startswith("step 7: the previews were not drawn: the pixels of the VAE")
     folder = tmp_path / "previews" / "step-000007"
     assert "not numbers" in (folder / "broken.txt").read_text()
     assert json.loads((folder / "pictures.json").read_text()) == []

@@ -173,15 +173,6 @@ class ImageEngine:
     # --------------------------------------------------------------------------------------------- before the drawing
 
     @property
-    def multiple(self) -> int:
-        """Pixels that width and height are counted in."""
-        return self.family.scale * int(getattr(self._config, "patch_size", None) or 1)
-
-    @property
-    def _config(self) -> Any:
-        return self.family.part(self.family.denoiser).config
-
-    @property
     def _plan(self) -> Mapping[str, Any]:
         """The scheduler's config, saying what is trained at this moment, as it would be saved."""
         return schedulers.mended(scheduler_of(self.family.objective, self.family.scheduler), self.family.name)
@@ -196,7 +187,7 @@ class ImageEngine:
         return rows
 
     def _whole(self, row: Wanted, call: _Call) -> Wanted:
-        step, how = self.multiple, call.how
+        step, how = self.family.grain, call.how
         edges = (self.family.resolution,) * 2 if call.image is None else call.image.size
         width, height = row.width or max(1, edges[0] // step) * step, row.height or max(1, edges[1] // step) * step
         self._refuse_size(width, height)
@@ -210,12 +201,12 @@ class ImageEngine:
         )
 
     def _refuse_size(self, width: int, height: int) -> None:
-        step = self.multiple
+        step, config = self.family.grain, self.family.part(self.family.denoiser).config
         if width % step or height % step:
             near = "x".join(str(max(1, round(edge / step)) * step) for edge in (width, height))
             found = f"the size {width}x{height} is not in steps of {step} pixels"
             raise ValueError(f"{found}, which this model draws in; use {near}")
-        most = (getattr(self._config, "pos_embed_max_size", None) or 0) * step
+        most = (getattr(config, "pos_embed_max_size", None) or 0) * step
         if most and max(width, height) > most:
             raise ValueError(f"the size {width}x{height} is more than the {most}x{most} this model can draw; use less")
 
@@ -228,7 +219,7 @@ class ImageEngine:
             strength=None if call.image is None else how.strength,
             flow=schedulers.is_flow(config),
             eta=how.eta,
-            mu=schedulers.dynamic_shift(config, (size[0] // self.multiple) * (size[1] // self.multiple)),
+            mu=schedulers.dynamic_shift(config, (size[0] // self.family.grain) * (size[1] // self.family.grain)),
         )
 
     @torch.no_grad()
