@@ -57,7 +57,9 @@ def _add(family: ImageFamily, loras: Sequence[tuple[str | Path, float]]) -> dict
         before = family.hashes
         (found,) = loading.merge_files(family.net, [(path, weight)])
         if family.hashes == before:
-            raise ValueError(f"{path} at weight {weight:g} leaves every weight as it was; use a higher weight or dtype fp32")
+            raise ValueError(
+                f"{path} at weight {weight:g} leaves every weight as it was; use a higher weight or dtype fp32"
+            )
         added[f"lora {Path(path).name}:{weight:g}"] = _print(found.path)
     return added
 

@@ -174,7 +174,7 @@ class ImageEngine:
     @property
     def multiple(self) -> int:
         """Pixels that width and height are counted in."""
-        return self.family.scale * int(getattr(self._config, "patch_size", None) or 1)
+        return self.family.grain
 
     @property
     def _config(self) -> Any:

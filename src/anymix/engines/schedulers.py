@@ -164,8 +164,10 @@ class Solver:
     ) -> None:
         self.scheduler = scheduler
         scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
-        first = scheduler.order * _skipped(steps, 1.0 if strength is None else strength, flow)
-        self.timesteps: Tensor = scheduler.timesteps[first:]
+        skipped = _skipped(steps, 1.0 if strength is None else strength, flow)
+        first = scheduler.order * skipped
+        # pndm goes one of its steps twice: with all skipped that one is left over
+        self.timesteps: Tensor = scheduler.timesteps[first if skipped < steps else len(scheduler.timesteps) :]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         taken = inspect.signature(scheduler.step).parameters

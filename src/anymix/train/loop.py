@@ -212,9 +212,10 @@ def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: 
     if (step + 1) % loop.run.train.log_every == 0 or step + 1 == ready.steps:
         seconds = time.perf_counter() - began
         tokens = sum(batch.host["cu_seqlens"][-1] for batch in micro if "cu_seqlens" in batch.host)
+        rate_of = ("tokens_per_s", tokens * ready.split.world) if tokens else ("images_per_s", update.weight)
         values = {"loss": update.loss, "lr": rate, "grad_norm": update.norm, "targets": update.weight,
                   "epoch": (step + 1) * ready.split.rows / len(ready.rows), "seconds": seconds, "data_wait": waited,
-                  "tokens_per_s": tokens * ready.split.world / seconds}  # fmt: skip
+                  rate_of[0]: rate_of[1] / seconds}  # fmt: skip
         _log(loop, values)
 
 
