@@ -31,6 +31,7 @@ from anymix.train.gathering import Say
 from anymix.train.prepare import Prepared, prepare
 from anymix.train.report import report
 from anymix.train.report.words import spoken
+from anymix.train.handing_out import save_model
 from anymix.train.step import Update, held_out_loss
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
@@ -256,23 +257,6 @@ def _look(loop: _Loop) -> None:
     for check in loop.checks:
         with loop.to_use():
             look(check, ready.family, loop.out, step, ready.stepper.device, loop.trackers, loop.say)
-
-
-def save_model(ready: Prepared, to: Path) -> None:
-    """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
-    family = ready.family
-    if kinds.is_attached(family.net):
-        saving.save(family, to, ready.run.model.path, _about(ready))
-    else:
-        family.save(to, family.layout)
-
-
-def _about(ready: Prepared) -> Details:
-    """What the header of an adapter's file says."""
-    more = {"codec": json.dumps(ready.family.codec.chosen())}
-    if isinstance(ready.family, ImageFamily):
-        return pictures.details(ready.run, ready.found, more)
-    return Details(more=more)
 
 
 def _validate(loop: _Loop) -> bool:
