@@ -197,7 +197,7 @@ def _on_shapes(seen: _Seen, total: int) -> Iterator[str]:
     if seen.cut:
         share, key = max(seen.cut)
         many = f"more than a third of {len(seen.cut)} of {total} pictures is cut away, of {key} the most ({share:.0%})"
-        yield f"{many}; data.buckets=true keeps shapes, up to one to four"
+        yield f"{many}; data.buckets=true with a smaller data.bucket_step keeps more"
 
 
 def _on_words(seen: _Seen, total: int) -> Iterator[str]:
