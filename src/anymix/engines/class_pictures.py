@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from anymix.data.folders import scan
 from anymix.engines import pictures
 from anymix.engines.image import How, ImageEngine
 from anymix.engines.prompts import Wanted
 
 NAME = re.compile(r"class-(\d{5})\.png")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Show = Callable[[int, int], None]  # pictures there are, pictures there should be
 
 
@@ -32,8 +32,8 @@ def fill(
     Raises ValueError when the folder holds class pictures of another prompt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    here = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
-    ours = {int(found[1]): path for path in here if (found := NAME.fullmatch(path.name))}
+    here = [Path(path) for path in scan(str(folder)).pictures]  # as training will find them
+    ours = {int(found[1]): path for path in here if path.parent == folder and (found := NAME.fullmatch(path.name))}
     for path in ours.values():
         _refuse_other(path, prompt)
     theirs = len(here) - len(ours)
