@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from anymix.data.folders import scan
 from anymix.engines import pictures
 from anymix.engines.image import How, ImageEngine
 from anymix.engines.prompts import Wanted
 
 NAME = re.compile(r"class-(\d{5})\.png")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Show = Callable[[int, int], None]  # pictures there are, pictures there should be
 
 
@@ -33,7 +33,7 @@ def fill(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     here = _there(folder)
-    for path in (path for path in here if NAME.fullmatch(path.name)):
+    for path in (path for path in here if path.parent == folder and NAME.fullmatch(path.name)):
         _refuse_other(path, prompt)
     missing = lacking(folder, count)
     if show is not None:
@@ -51,15 +51,15 @@ def fill(
 
 def lacking(folder: str | Path, count: int) -> list[int]:
     """Numbers of the pictures to be drawn until `folder` has `count`; those of others count too."""
-    here = _there(Path(folder))
-    ours = {int(found[1]) for path in here if (found := NAME.fullmatch(path.name))}
+    folder = Path(folder)
+    here = _there(folder)
+    ours = {int(found[1]) for path in here if path.parent == folder and (found := NAME.fullmatch(path.name))}
     return [n for n in range(max(0, count - (len(here) - len(ours)))) if n not in ours]
 
 
 def _there(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
+    """As training will find them."""
+    return [Path(path) for path in scan(str(folder)).pictures] if folder.is_dir() else []
 
 
 def _refuse_other(path: Path, prompt: str) -> None:

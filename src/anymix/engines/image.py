@@ -336,7 +336,7 @@ def _size(row: Wanted) -> tuple[int, int]:
 
 
 def _refuse_broken(values: Tensor, rows: Sequence[Wanted], what: str, remedy: str) -> None:
-    if not bool(torch.isfinite(values).all()):
+    if not bool(values.isfinite().all()):
         seeds = ", ".join(str(row.seed) for row in rows)
         raise ValueError(f"the {what} are not numbers (NaN or infinite) in the batch of seed {seeds}; {remedy}")
 

@@ -24,44 +24,34 @@ from anymix.train.prepare import Prepared
 
 
 def checks(ready: Prepared, say: Say) -> list[Check]:
-    """Previews, judged, then loss by time and drift, every `previews.every` steps; previews alone where
-    `previews.checks` is off, and nothing for a family that does not draw.
+    """Previews of `previews.prompts`, where there are any, judged, then loss by time and drift, every `previews.every`
+    steps; previews alone where `previews.checks` is off, and nothing for a family that does not draw.
 
-    A run is looked at before step 1 too: what it is compared with is measured there. Raises ValueError for a prompt
-    file that cannot be read."""
+    A run is looked at before step 1 too: what it is compared with is measured there. Raises ValueError, in one
+    sentence and before that, for a prompt file that cannot be read."""
+    run, found = ready.run, list[Check]()
     if not isinstance(ready.family, ImageFamily):
-        return []
-    run, wanted = ready.run, prompts(ready.run)
-    found = [previews(ready, wanted, say)] if wanted else []
+        return found
+    setting = setting_of(ready, say)
+    if run.previews.prompts:
+        how = How(steps=run.previews.steps, guidance=run.previews.guidance)
+        drawing = drawn(asked(run.previews), how, setting)
+        found.append(judged(drawing, setting) if run.previews.checks else drawing)
     if run.previews.checks:
-        setting = setting_of(ready, say)
         classes = [run.dreambooth.class_prompt] if run.dreambooth and run.dreambooth.class_prompt else []
-        found = [*(judged(check, setting) for check in found), grid_loss(setting), drift(setting, classes)]
+        found += [grid_loss(setting), drift(setting, classes)]
     return [spaced(check, run.previews.every, ready.steps) for check in found]
 
 
-def prompts(run: Run) -> list[Wanted]:
-    """What a recipe wants drawn, `previews.count` times each: of the same prompt with the seeds that follow its own."""
-    asked = run.previews.prompts
-    if not asked:
-        return []
-    rows = read_prompts(asked) if isinstance(asked, str) else [Wanted(text) for text in asked]
-    rows = [replace(row, seed=n if row.seed is None else row.seed) for n, row in enumerate(rows)]
-    return [replace(row, seed=(row.seed or 0) + n) for row in rows for n in range(run.previews.count)]
+def asked(said: Previews) -> list[Wanted]:
+    """What a recipe wants drawn: `count` pictures of each prompt, with one seed after the other.
 
-
-def previews(ready: Prepared, wanted: Sequence[Wanted], say: Say) -> Check:
-    """The check that draws `wanted` with the net as it is, and hands the pictures on to dashboards and report."""
-    asked = ready.run.previews
-    how = How(asked.steps, asked.guidance)
-    draw = drawing.previews(wanted, how, device=ready.stepper.device, dtype=ready.stepper.dtype, say=say)
-
-    def check(family: Family, out: Path, step: int) -> Checked:
-        values = draw(family, out, step)
-        rows = drawing.records(drawing.of(out, step))
-        return Checked(values, {f"preview/{n:02d}": Picture(row["path"], row["prompt"]) for n, row in enumerate(rows)})
-
-    return check
+    Raises ValueError for a prompt file that cannot be read."""
+    prompts = said.prompts or []
+    rows = [Wanted(text) for text in prompts] if isinstance(prompts, list) else read_prompts(prompts)
+    if said.count == 1:
+        return rows
+    return [replace(row, seed=(row.seed or 0) + n) for row in rows for n in range(said.count)]
 
 
 def setting_of(ready: Prepared, say: Say) -> Setting:

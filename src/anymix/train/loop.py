@@ -6,7 +6,6 @@ It knows no family, no file format and no device by name. Weights are saved befo
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -17,21 +16,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from anymix.adapters import files, kinds, saving
-from anymix.adapters.details import Details
+from anymix.adapters import files, kinds
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
-from anymix.families.contract import Batch, ImageFamily
-from anymix.train import checkpoint, folder, metrics, optim, pictures
+from anymix.families.contract import Batch
+from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
 from anymix.train.gathering import Say
+from anymix.train.handing_out import save_model
 from anymix.train.prepare import Prepared, prepare
 from anymix.train.report import report
 from anymix.train.report.words import spoken
-from anymix.train.handing_out import save_model
 from anymix.train.step import Update, held_out_loss
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
