@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from anymix.adapters import files, lora
+from anymix.adapters import files, kinds, saving
+from anymix.adapters.details import Details
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
-from anymix.families.contract import Batch
-from anymix.train import checkpoint, folder, metrics, optim
+from anymix.families.contract import Batch, ImageFamily
+from anymix.train import checkpoint, folder, metrics, optim, pictures
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
@@ -243,7 +244,7 @@ def _save(loop: _Loop) -> None:
             mean={name: p.cpu() for name, p in loop.ema.mean.items()} if loop.ema else None,
         )
         with loop.to_use():
-            if lora.is_attached(net):
+            if kinds.is_attached(net):
                 save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
         if not loop.stop.is_set():  # whoever asked to stop does not wait long
             _look(loop)
@@ -260,10 +261,18 @@ def _look(loop: _Loop) -> None:
 def save_model(ready: Prepared, to: Path) -> None:
     """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
     family = ready.family
-    if lora.is_attached(family.net):
-        lora.save(family.net, to, str(ready.run.model.path), {"codec": json.dumps(family.codec.chosen())})
+    if kinds.is_attached(family.net):
+        saving.save(family, to, ready.run.model.path, _about(ready))
     else:
         family.save(to, family.layout)
+
+
+def _about(ready: Prepared) -> Details:
+    """What the header of an adapter's file says."""
+    more = {"codec": json.dumps(ready.family.codec.chosen())}
+    if isinstance(ready.family, ImageFamily):
+        return pictures.details(ready.run, ready.found, more)
+    return Details(more=more)
 
 
 def _validate(loop: _Loop) -> bool:
