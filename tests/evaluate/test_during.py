@@ -374,7 +374,8 @@ def test_a_training_picture_that_went_away_is_a_sentence(family: Painting, rows:
 def run_of(tmp_path: Path, *overrides: str, **sections: Any) -> anymix.Run:
     tree = {
         "model": {"path": str(tmp_path / "model")},
-        "data": {"path": "rows", "workers": 0},
+        "data": {"path": str(tmp_path / "pictures"), "workers": 0, "resolution": 64},
+        "cache": {"use": False},
         "train": {"out": str(tmp_path / "out"), "batch": 2, "steps": 6, "lr": 1e-2, "warmup": 0, "save_every": 2,
                   "checkpointing": {"denoiser": False}},
         "device": "cpu",
@@ -404,7 +405,7 @@ def losses(out: Path | str) -> list[tuple[int, float, float]]:
 def test_training_is_the_same_to_the_last_bit_with_checks_and_without(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str, adapter: Any
 ) -> None:
-    installed(monkeypatch, tmp_path / "model", rows)
+    installed(monkeypatch, tmp_path / "model")
     more = {"adapter": adapter} if adapter else {}
     heard: Heard = []
     plain, looked = (
@@ -429,7 +430,7 @@ def test_training_is_the_same_to_the_last_bit_with_checks_and_without(
 def test_a_run_that_goes_on_is_measured_from_its_first_start(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed(monkeypatch, tmp_path / "model", rows)
+    installed(monkeypatch, tmp_path / "model")
     whole = run_of(tmp_path, f"train.out={tmp_path / 'whole'}", "train.schedule=constant")
     anymix.train(whole, say=str, checks=during.checks)
     for steps in (2, 6):
@@ -443,7 +444,7 @@ def test_a_run_that_goes_on_is_measured_from_its_first_start(
 def test_checks_can_be_switched_off_and_previews_stay(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
-    installed(monkeypatch, tmp_path / "model", rows)
+    installed(monkeypatch, tmp_path / "model")
     run = run_of(tmp_path, "previews.checks=false", "previews.every=4", prompts)
     anymix.train(run, say=str, checks=during.checks)
     lines = journal(run.train.out)
@@ -455,7 +456,7 @@ def test_previews_that_come_out_nan_are_said_and_training_goes_on(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str
 ) -> None:
     """A VAE that overflows: every picture is broken from the start, the weights are not."""
-    installed(monkeypatch, tmp_path / "model", rows)
+    installed(monkeypatch, tmp_path / "model")
     monkeypatch.setattr(Painting, "decode", lambda self, latents: torch.full((len(latents), 3, 64, 64), math.nan))
     heard: Heard = []
     outcome = anymix.train(run_of(tmp_path, prompts), say=heard.append, checks=during.checks)
@@ -469,7 +470,7 @@ def test_previews_that_come_out_nan_are_said_and_training_goes_on(
 def test_a_check_that_breaks_is_said_and_leaves_modes_and_weights(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = installed(monkeypatch, tmp_path / "model", rows)
+    opened = installed(monkeypatch, tmp_path / "model")
     plain, broken = (run_of(tmp_path, f"train.out={tmp_path / name}") for name in "ab")
     anymix.train(plain, say=str)
     monkeypatch.setattr(Painting, "predict", _breaks_outside_training(Painting.predict))
@@ -492,7 +493,7 @@ def _breaks_outside_training(predict: Any) -> Any:
 def test_a_prompt_file_that_cannot_be_read_stops_the_run_before_step_1(
     rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed(monkeypatch, tmp_path / "model", rows)
+    installed(monkeypatch, tmp_path / "model")
     with pytest.raises(ValueError, match="the prompt file nowhere.txt cannot be read"):
         anymix.train(run_of(tmp_path, "previews.prompts=nowhere.txt"), say=str, checks=during.checks)
 
@@ -535,9 +536,10 @@ def test_a_spaced_check_is_due_once_in_every_so_many_steps() -> None:
 
 
 def test_the_setting_is_that_of_the_run(rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, tmp_path / "model", rows)
-    run = run_of(tmp_path, "data.resolution=128", "model.dtype=bf16", dreambooth={"class_prompt": "a photo of a dog"})
+    installed(monkeypatch, tmp_path / "model")
+    run = run_of(tmp_path, "data.resolution=128", "model.dtype=bf16")
     ready = prepare.prepare(run, pick("cpu"), prepare.ranks.Ranks(), str)
+    ready.run = run_of(tmp_path, "data.resolution=128", dreambooth={"class_prompt": "a photo of a dog"})
     setting = during.setting_of(ready, str)
     assert (setting.dtype, setting.look.resolution, setting.steps) == (torch.bfloat16, 128, 6)
     found = during.checks(ready, str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import anymix
 from anymix import families
 from anymix.adapters import lora
 from anymix.config import Adapter
@@ -84,3 +86,38 @@ def test_everything_a_run_is_looked_at_with(folder: Path, rows: Painted, tmp_pat
     assert values["drift_weights/unet"] > 0 and values["drift_weights/text_encoder"] > 0
     assert {picture.caption for picture in found[0].pictures.values()} == {"a cat"}
     assert family.net.training and not any(p.grad is not None for p in family.net.parameters())
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_with_checks_and_without(folder: Path, rows: Painted, tmp_path: Path) -> None:
+    """From the folder of pictures to the report, encodings kept, checkpointing and a running mean on."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "a cat", "width": 32, "height": 32, "steps": 2}))
+    told: list[str] = []
+    runs = [
+        anymix.load(
+            {
+                "model": {"path": str(folder)},
+                "data": {"path": str(Path(rows[0].image.path).parent), "workers": 0, "resolution": 32,
+                         "bucket_step": 16, "crop": "random", "flip": True, "caption_dropout": 0.3},
+                "cache": {"path": str(tmp_path / "cache")},
+                "previews": {"prompts": str(prompts), "count": 2},
+                "train": {"out": str(tmp_path / name), "steps": 4, "save_every": 2, "lr": 1e-3, "warmup": 0,
+                          "ema": 0.9},
+                "device": "cpu",
+            }
+        )
+        for name in ("plain", "looked")
+    ]  # fmt: skip
+    anymix.train(runs[0], say=told.append)
+    anymix.train(runs[1], say=told.append, checks=during.checks)
+    plain, looked = ([json.loads(line) for line in (Path(run.train.out) / "metrics.jsonl").read_text().splitlines()]
+                     for run in runs)  # fmt: skip
+    assert [line["loss"] for line in plain if "loss" in line] == [line["loss"] for line in looked if "loss" in line]
+    assert not [line for line in told if "failed" in line]
+    assert [line["step"] for line in looked if "grid_gain" in line] == [0, 2, 4]
+    assert [line["drift"] for line in looked if "drift" in line][0] == 0.0
+    assert [len(line["pictures"]) for line in looked if "pictures" in line] == [2, 2, 2]
+    assert [line["previews/broken"] for line in looked if "previews/broken" in line] == [0.0] * 3
+    page = (tmp_path / "looked" / "report.html").read_text()
+    assert page.count("<img") == 6 and "Loss by time" in page

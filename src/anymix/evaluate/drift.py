@@ -55,7 +55,10 @@ def drift(setting: Setting, prompts: Sequence[str] = ()) -> Check:
             values = {} if base is None else _values(family, base, _predictions(family, asked, setting))
         if base is None and not told:
             told = True
-            setting.say(f"{out / FILE} is not there, so drift has no start to be measured from")
+            setting.say(
+                f"{out / FILE} is not there, or of other prompts, so drift has no start to be measured from; "
+                "copy it from the run this one goes on from"
+            )
         return Checked(finite(values, step, setting.say))
 
     return check
