@@ -140,8 +140,8 @@ class Painting:
         self.embedded += len(ids["tokenizer"])
         return {"text": self.frozen["text_encoder"](ids["tokenizer"]).mean((1, 2)).float()}
 
-    def condition(self, prompts: Sequence[str], size: tuple[int, int], **more: Any) -> Condition:
-        return Condition(self.embed({"tokenizer": torch.stack([tokenise(p, "")["tokenizer"] for p in prompts])}))
+    def condition(self, prompts: Sequence[str | None], size: tuple[int, int], **more: Any) -> Condition:
+        return Condition(self.embed({"tokenizer": torch.stack([tokenise(p or "", "")["tokenizer"] for p in prompts])}))
 
     def predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return self.net["unet"](latents, t, condition["text"])
