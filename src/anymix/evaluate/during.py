@@ -66,19 +66,13 @@ def drawn(wanted: Sequence[Wanted], how: How, setting: Setting) -> Check:
     """The engine's previews as the loop shows them: `previews/00` and so on, captioned with their prompts.
 
     Where the drawing itself breaks, all of them count as broken, and the reason is said."""
-    draw = previews.previews(wanted, how, device=setting.device, dtype=setting.dtype)
+    draw = previews.previews(wanted, how, device=setting.device, dtype=setting.dtype, say=setting.say)
 
     def check(family: Family, out: Path, step: int) -> Checked:
-        values = draw(family, out, step)
-        folder = out / previews.FOLDER / f"step-{step:06d}"
-        seconds = {"previews/seconds": values["previews_seconds"]}
-        if values["previews_broken"]:
-            why = (folder / "broken.txt").read_text(encoding="utf-8").strip()
-            setting.say(f"step {step}: previews could not be drawn: {why}")
-            return Checked({**seconds, "previews/broken": float(len(wanted))})
-        rows = previews.records(folder)
-        return Checked(
-            seconds, {f"previews/{n:02d}": Picture(row["path"], row["prompt"]) for n, row in enumerate(rows)}
-        )
+        values = dict(draw(family, out, step))
+        if values.pop("previews/failed"):
+            return Checked({**values, "previews/broken": float(len(wanted))})
+        rows = previews.records(previews.of(out, step))
+        return Checked(values, {f"previews/{n:02d}": Picture(row["path"], row["prompt"]) for n, row in enumerate(rows)})
 
     return check
