@@ -18,7 +18,7 @@ from anymix.adapters import lora
 from anymix.adapters.switch import only_adapters_train, switched_off
 from anymix.config import Adapter
 from anymix.device import pick
-from anymix.evaluate import during
+from anymix.evaluate import drawn, during
 from anymix.evaluate.drift import drift
 from anymix.evaluate.grid import ROWS, TIMES, grid_loss
 from anymix.evaluate.looking import Setting, looking
@@ -397,6 +397,10 @@ def journal(out: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
+def everything(ready: prepare.Prepared, say: Any) -> list[Any]:
+    return during.checks(ready, say, drawn.checks(ready, say))
+
+
 def losses(out: Path | str) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in journal(out) if "loss" in line]
 
@@ -412,7 +416,7 @@ def test_training_is_the_same_to_the_last_bit_with_checks_and_without(
         run_of(tmp_path, f"train.out={tmp_path / name}", "train.ema=0.9", prompts, **more) for name in "ab"
     )
     anymix.train(plain, say=heard.append)
-    anymix.train(looked, say=heard.append, checks=during.checks)
+    anymix.train(looked, say=heard.append, checks=everything)
     assert losses(plain.train.out) == losses(looked.train.out)
     at = [checkpoint.steps(Path(run.train.out))[-1] / "trained.safetensors" for run in (plain, looked)]
     assert at[0].read_bytes() == at[1].read_bytes()
@@ -432,10 +436,10 @@ def test_a_run_that_goes_on_is_measured_from_its_first_start(
 ) -> None:
     installed(monkeypatch, tmp_path / "model")
     whole = run_of(tmp_path, f"train.out={tmp_path / 'whole'}", "train.schedule=constant")
-    anymix.train(whole, say=str, checks=during.checks)
+    anymix.train(whole, say=str, checks=everything)
     for steps in (2, 6):
         cut = run_of(tmp_path, f"train.out={tmp_path / 'cut'}", f"train.steps={steps}", "train.schedule=constant")
-        anymix.train(cut, say=str, checks=during.checks)
+        anymix.train(cut, say=str, checks=everything)
     one, two = ([line for line in journal(run.train.out) if "grid" in line] for run in (whole, cut))
     assert one == two and one[-1]["grid_gain"] != 0
     assert losses(whole.train.out) == losses(cut.train.out)
@@ -446,7 +450,7 @@ def test_checks_can_be_switched_off_and_previews_stay(
 ) -> None:
     installed(monkeypatch, tmp_path / "model")
     run = run_of(tmp_path, "previews.checks=false", "previews.every=4", prompts)
-    anymix.train(run, say=str, checks=during.checks)
+    anymix.train(run, say=str, checks=everything)
     lines = journal(run.train.out)
     assert not [line for line in lines if "grid" in line or "drift" in line or "previews/copies" in line]
     assert [line["step"] for line in lines if "pictures" in line] == [0, 4, 6]
@@ -459,11 +463,11 @@ def test_previews_that_come_out_nan_are_said_and_training_goes_on(
     installed(monkeypatch, tmp_path / "model")
     monkeypatch.setattr(Painting, "decode", lambda self, latents: torch.full((len(latents), 3, 64, 64), math.nan))
     heard: Heard = []
-    outcome = anymix.train(run_of(tmp_path, prompts), say=heard.append, checks=during.checks)
+    outcome = anymix.train(run_of(tmp_path, prompts), say=heard.append, checks=everything)
     assert (outcome.status, outcome.step) == ("finished", 6)
-    said = [line for line in heard if "previews could not be drawn" in line]
+    said = [line for line in heard if "the previews were not drawn" in line]
     assert len(said) == 4 and said[0].startswith("step 0: ")
-    assert [line["previews/broken"] for line in journal(outcome.out) if "previews/broken" in line] == [3.0] * 4
+    assert [line["previews/failed"] for line in journal(outcome.out) if "previews/failed" in line] == [1.0] * 4
     assert len([line for line in journal(outcome.out) if "grid" in line]) == 4
 
 
@@ -475,7 +479,7 @@ def test_a_check_that_breaks_is_said_and_leaves_modes_and_weights(
     anymix.train(plain, say=str)
     monkeypatch.setattr(Painting, "predict", _breaks_outside_training(Painting.predict))
     heard: Heard = []
-    outcome = anymix.train(broken, say=heard.append, checks=during.checks)
+    outcome = anymix.train(broken, say=heard.append, checks=everything)
     assert outcome.status == "finished" and opened[1].net.training
     assert [line for line in heard if "a check of the run failed (out of memory); training goes on" in line]
     assert losses(plain.train.out) == losses(broken.train.out)
@@ -495,21 +499,12 @@ def test_a_prompt_file_that_cannot_be_read_stops_the_run_before_step_1(
 ) -> None:
     installed(monkeypatch, tmp_path / "model")
     with pytest.raises(ValueError, match="the prompt file nowhere.txt cannot be read"):
-        anymix.train(run_of(tmp_path, "previews.prompts=nowhere.txt"), say=str, checks=during.checks)
-
-
-def test_prompts_are_listed_or_filed_and_drawn_as_often_as_asked(prompts: str) -> None:
-    listed = anymix.load({"previews": {"prompts": ["a", "b"], "count": 2}})
-    assert [(row.prompt, row.seed) for row in during.asked(listed.previews)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    filed = anymix.load({}, [prompts])
-    assert [row.seed for row in during.asked(filed.previews)] == [1, 2, None]
-    twice = anymix.load({}, [prompts, "previews.count=2"])
-    assert [row.seed for row in during.asked(twice.previews)] == [1, 2, 2, 3, 0, 1]
+        anymix.train(run_of(tmp_path, "previews.prompts=nowhere.txt"), say=str, checks=everything)
 
 
 def test_a_family_that_does_not_draw_is_left_alone() -> None:
     class Ready:
-        run, family = anymix.load({}), object()
+        run, family, steps = anymix.load({}), object(), 3
 
     assert during.checks(Ready(), str) == []  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,10 @@ import torch
 import anymix
 from anymix import families
 from anymix.adapters import lora
-from anymix.config import Adapter
+from anymix.config import Adapter, Previews
 from anymix.data.views import Look
 from anymix.device import pick
-from anymix.engines.image import How
-from anymix.engines.prompts import Wanted
-from anymix.evaluate import during, grid
+from anymix.evaluate import drawn, during, grid
 from anymix.evaluate.drift import drift
 from anymix.evaluate.looking import Setting, looking
 from anymix.evaluate.previews import judged
@@ -76,8 +75,9 @@ def test_a_row_encoded_once_has_the_loss_of_one_encoded_each_time(folder: Path, 
 @pytest.mark.slow
 def test_everything_a_run_is_looked_at_with(folder: Path, rows: Painted, tmp_path: Path) -> None:
     family, setting = opened(folder, "unet.*.to_q", "unet.*.to_v", "text_encoder.*.q_proj"), setting_of(rows)
-    wanted = [Wanted("a cat", seed=seed, width=32, height=32, steps=2) for seed in (1, 2)]
-    checks = [judged(during.drawn(wanted, How(), setting), setting), grid.grid_loss(setting), drift(setting)]
+    previews = Previews(prompts=["a cat"], count=2, steps=2)
+    ready: Any = SimpleNamespace(run=SimpleNamespace(previews=previews), stepper=setting)
+    checks = [judged(drawn.checks(ready, str)[0], setting), grid.grid_loss(setting), drift(setting)]
     found = [check(family, tmp_path, 5) for check in checks]
     values = {name: value for one in found for name, value in one.values.items()}
     assert all(math.isfinite(value) for value in values.values())
@@ -110,7 +110,9 @@ def test_a_run_is_the_same_with_checks_and_without(folder: Path, rows: Painted, 
         for name in ("plain", "looked")
     ]  # fmt: skip
     anymix.train(runs[0], say=told.append)
-    anymix.train(runs[1], say=told.append, checks=during.checks)
+    anymix.train(
+        runs[1], say=told.append, checks=lambda ready, say: during.checks(ready, say, drawn.checks(ready, say))
+    )
     plain, looked = ([json.loads(line) for line in (Path(run.train.out) / "metrics.jsonl").read_text().splitlines()]
                      for run in runs)  # fmt: skip
     assert [line["loss"] for line in plain if "loss" in line] == [line["loss"] for line in looked if "loss" in line]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from anymix.config import Run
+    from anymix.train.checks import Check
+    from anymix.train.gathering import Say
     from anymix.train.loop import Outcome
+    from anymix.train.prepare import Prepared
 
 
 def train(
@@ -85,7 +88,7 @@ def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
 
     from anymix.cli.bars import progress
-    from anymix.evaluate.during import checks
+    from anymix.evaluate import drawn, during
     from anymix.train.loop import train as run_loop
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -106,6 +109,9 @@ def _train(run: Run, as_json: bool) -> Outcome:
                 )
             if not console.is_terminal and main and "loss" in values:
                 console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
+
+        def checks(ready: Prepared, say: Say) -> Sequence[Check]:
+            return during.checks(ready, say, drawn.checks(ready, say))
 
         return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks)
 
