@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from families.tiny_pictures import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from anymix.families import open_folder
 from anymix.families.contract import Batch
 from anymix.train import freezing, optim
 from anymix.train.step import Step, Stepper, Update
+from families.tiny_pictures import GOLDEN
 
 LOSS, NORM, WEIGHT = 1e-6, 1e-5, 1e-6
 FAINT = 3e-8  # .7 % of the elements of the full run
