@@ -189,6 +189,7 @@ class ImageFamily(Family, Protocol):
     denoiser: str  # name of its part: unet | transformer
     channels: int  # of latents
     scale: int  # pixels of a latent's edge
+    grain: int  # pixels widths and heights must be multiples of
     resolution: int  # edge in pixels of the square it was made for
     objective: Diffusion | Flow  # of the codec, once `codec.training` has set one
     scheduler: Mapping[str, Any]  # scheduler_config.json of the pipeline
