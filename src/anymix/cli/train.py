@@ -84,16 +84,11 @@ def _draw_class(run: Run, as_json: bool) -> None:
         class_pictures.fill(folder, run.dreambooth.class_prompt, wanted, engine, show)
 
 
-def _checks(ready: Prepared, say: Say) -> Sequence[Check]:
-    from anymix.evaluate import drawn, during
-
-    return during.checks(ready, say, drawn.checks(ready, say))
-
-
 def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
 
     from anymix.cli.bars import progress
+    from anymix.evaluate import drawn, during
     from anymix.train.loop import train as run_loop
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -115,7 +110,10 @@ def _train(run: Run, as_json: bool) -> Outcome:
             if not console.is_terminal and main and "loss" in values:
                 console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
 
-        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=_checks)
+        def checks(ready: Prepared, say: Say) -> Sequence[Check]:
+            return during.checks(ready, say, drawn.checks(ready, say))
+
+        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks)
 
 
 def _report(outcome: Outcome, as_json: bool) -> None:

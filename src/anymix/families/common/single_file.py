@@ -190,7 +190,7 @@ def _third(number: int, tensor: Tensor) -> Tensor:
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    return tensor.T
+    return tensor.T.contiguous()
 
 
 _UNET_ENDS = {
