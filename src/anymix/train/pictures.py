@@ -7,13 +7,14 @@ that knows how to look and what to draw.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anymix.adapters.details import Details, count_tags, of_run
 from anymix.config import Objective, Run
 from anymix.data import buckets, dreambooth
 from anymix.data.buckets import Bucketed
@@ -52,7 +53,7 @@ def objective(run: Run, family: ImageFamily) -> Diffusion | Flow:
     own = family.objective
     foreign = OF_FLOW if isinstance(own, Diffusion) else OF_DIFFUSION
     for key in foreign:
-        if key in asked.model_fields_set:
+        if getattr(asked, key) != Objective.model_fields[key].default:
             kind = "rectified flow (SD3)" if foreign is OF_FLOW else "denoising diffusion (SD 1, 2, XL)"
             raise ValueError(f"objective.{key} is of {kind}, and {family.name} is trained otherwise; leave it out")
     if isinstance(own, Flow):
@@ -85,20 +86,19 @@ def beside(run: Run, family: ImageFamily, found: Gathered) -> Gathered:
     """The rows with class pictures beside each, where the recipe or the data set has some.
 
     Raises ValueError where there are too few, or some cannot be used."""
-    rows = captions_of(found.rows)
-    classes, weight = rows.classes, 1.0
-    if run.dreambooth is not None:
-        asked, folder = run.dreambooth, class_folder(run)
-        classes, weight = dreambooth.class_rows(str(folder), asked.class_prompt), asked.prior_weight
+    rows, asked = captions_of(found.rows), run.dreambooth
+    classes = dreambooth.class_rows(rows)
+    if asked is not None:
+        classes = dreambooth.class_rows(rows, str(class_folder(run)), asked.class_prompt)
         if dreambooth.missing(classes, asked.class_images):
             raise ValueError(
-                f"{folder} holds {len(classes)} of the {asked.class_images} class pictures of dreambooth.class_images; "
-                "`anymix train` draws those missing, or lower dreambooth.class_images"
+                f"there are {len(classes)} of the {asked.class_images} class pictures of dreambooth.class_images in "
+                f"{class_folder(run)}; `anymix train` draws those missing, or lower dreambooth.class_images"
             )
     if not len(classes):
         return found
     check_pictures(classes, look(run, family), grain=family.grain)
-    return replace(found, rows=dreambooth.with_prior(rows, classes, weight))
+    return replace(found, rows=dreambooth.with_prior(rows, classes, asked.prior_weight if asked else 1.0))
 
 
 def captions_of(rows: object) -> Rows:
@@ -140,6 +140,15 @@ def encode_once(
         made = replace(made, kept=filled.kept)
     family.codec = family.codec.training(made)
     say(flow.histogram(made.objective))
+
+
+def details(run: Run, found: Gathered, more: Mapping[str, str]) -> Details:
+    """What the header of the LoRA file of a run says: its settings, its words and how often each was used."""
+    rows = captions_of(found.rows)
+    texts = [text for n in range(len(rows)) for text in rows[n].texts]
+    paths = [run.data.path] if isinstance(run.data.path, str) else run.data.path
+    tags = {Path(paths[0]).name: count_tags(texts)}
+    return of_run(run, images=len(rows), tags=tags, steps=run.train.steps, more=more)
 
 
 def _counted(say: Say) -> Callable[[str, int, int], None]:

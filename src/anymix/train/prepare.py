@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from anymix import families
-from anymix.adapters import lora
+from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
@@ -21,6 +21,7 @@ from anymix.train import freezing, gathering, optim, pictures
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
 
+KINDS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -112,11 +113,12 @@ def open_model(run: Run) -> Family:
 def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
     if run.adapter is not None:
         names = lora.attach(family.net, run.adapter, family.lora_targets, run.model.path)
-        say(f"LoRA rank {lora.settings_of(family.net).r} on {len(names)} layers: {lora.summary(names)}")
+        kind, rank = kinds.kind_of(family.net), kinds.settings_of(family.net).r
+        say(f"{KINDS[kind]} rank {rank} on {len(names)} layers: {targets.summary(names)}")
     resting = () if run.adapter is not None else family.resting  # an adapter has frozen all but itself
     freezing.apply(family.net, [*resting, *run.train.freeze], run.train.unfreeze, family.idle)
     if run.adapter is not None:
-        lora.extras(family.net)  # what a PEFT folder has no place for stops the run here
+        saving.check(family)  # what the file has no place for stops the run here
     say(freezing.summary(family.net))
 
 
