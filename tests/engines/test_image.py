@@ -11,7 +11,7 @@ from PIL import Image
 from anymix.engines import open_image, schedulers
 from anymix.engines.image import How
 from anymix.engines.prompts import Wanted
-from engines.painters import NAMES, pipeline
+from engines.painters import NAMES, folder, pipeline
 from engines.painters import engine as opened
 from families import tiny_pictures
 
@@ -315,3 +315,14 @@ def test_a_picture_says_what_made_it(sdxl, photo, tmp_path):
     assert (record["steps"], record["guidance"], record["width"]) == (2, 7.0, 48)
     assert record["hashes"] == sdxl.family.hashes
     assert sdxl.draw("x", seed=1, **SMALL)[0].record()["scheduler"] == "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_seed_is_the_same_picture_in_half_precision(sdxl, dtype):
+    half = open_image(folder("sdxl"), "cpu", dtype).draw("a cat", seed=1, **SMALL)[0].image
+    whole, other = (sdxl.draw("a cat", seed=seed, **SMALL)[0].image for seed in (1, 2))
+
+    def distance(image):
+        return np.abs(np.asarray(image, dtype=int) - np.asarray(whole, dtype=int)).mean()
+
+    assert distance(half) < 0.1 * distance(other)

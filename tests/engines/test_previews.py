@@ -41,7 +41,7 @@ def _losses(family, check, out):
     for step in (1, 2, 3):
         latents = torch.randn(1, 4, 8, 8) * random.random() * float(np.random.rand())
         told = family.condition(["x"], (16, 16))
-        losses.append(float(family.predict(latents, torch.tensor([500.0]), told).square().mean()))
+        losses.append(family.predict(latents, torch.tensor([500.0]), told).square().mean().item())
         if check is not None:
             check(family, out, step)
     return losses
