@@ -47,10 +47,15 @@ def predict(unet: torch.nn.Module, noisy: Tensor, times: Tensor, told: tuple[Ten
     words, pooled = told
     extra = None
     if pooled is not None:
-        size = torch.tensor([[drawn.EDGE, drawn.EDGE, 0, 0, drawn.EDGE, drawn.EDGE]], dtype=torch.float32)
-        extra = {"text_embeds": pooled, "time_ids": size.expand(len(noisy), 6)}
+        extra = {"text_embeds": pooled, "time_ids": size_of(len(noisy))}
     said: Tensor = unet(noisy, times, words, added_cond_kwargs=extra).sample
     return said
+
+
+def size_of(count: int) -> Tensor:
+    """(N, 6) what SDXL is told of a picture's size: as it was, its crop, as it is."""
+    size = torch.tensor([[drawn.EDGE, drawn.EDGE, 0, 0, drawn.EDGE, drawn.EDGE]], dtype=torch.float32)
+    return size.expand(count, 6)
 
 
 def encode(pipeline: DiffusionPipeline, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
