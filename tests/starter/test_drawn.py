@@ -14,7 +14,8 @@ from anymix.starter import drawn, pictures, sight
 from anymix.starter.canvas import COLOURS, SHAPES
 from anymix.starter.scenes import HELD
 
-SHEET = "9cf07f4ac26a7b9bdd0abb702067af70b455d30ba0cf3eb180d789837853d646"  # sha256 of all the captions of the sheet, in order
+# sha256 of all the captions of the sheet, in order
+SHEET = "9cf07f4ac26a7b9bdd0abb702067af70b455d30ba0cf3eb180d789837853d646"
 
 
 def test_truth_is_right_in_everything():

@@ -105,5 +105,6 @@ def as_markdown(table: Sequence[Tally]) -> str:
     traits = (*sight.TRAITS, "all")
     lines = [f"| | pictures | {' | '.join(traits)} |", "|---" * (len(traits) + 2) + "|"]
     for tally in table:
-        lines.append(f"| {tally.group} | {tally.asked} | {' | '.join(f'{100 * tally.share(t):.1f}' for t in traits)} |")
+        shares = " | ".join(f"{100 * tally.share(trait):.1f}" for trait in traits)
+        lines += [f"| {tally.group} | {tally.asked} | {shares} |"]
     return "\n".join(lines)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 A, B, C = 3.4445, -4.7750, 2.0315  # Newton-Schulz: s -> A s + B s^3 + C s^5
 ROUNDS = 4  # of the usual five: the fifth turns these small matrices no further, and costs a fifth of it all
 EDGES = ("embed", "lm_head", "class_head")  # matrices that are tables or heads: AdamW's
-
 KERNEL_EDGES = ("conv_in", "conv_out", "pos_embed")  # kernels that meet pixels or latents: AdamW's too
+
 
 class Optimiser:
     """One step over several modules, each with its own share of the rates."""
@@ -83,4 +83,4 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 4 and min(parameter.flatten(1).shape) >= 8 and not any(edge in name for edge in KERNEL_EDGES)
+    return min(parameter.flatten(1).shape) >= 8 and parameter.ndim == 4 and not any(e in name for e in KERNEL_EDGES)

@@ -64,7 +64,8 @@ def _sdxl(vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(
         vae=vae, text_encoder=_clip(CLIPTextModel, words, "quick_gelu"), tokenizer=words,
         text_encoder_2=_clip(CLIPTextModelWithProjection, words, "gelu"), tokenizer_2=tokenizers.clip(),
-        unet=_unet(2 * WIDTH, **told), scheduler=_scheduler(), force_zeros_for_empty_prompt=False, add_watermarker=False,
+        unet=_unet(2 * WIDTH, **told), scheduler=_scheduler(),
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
 
 

@@ -16,15 +16,16 @@ from anymix.starter import drawn
 from anymix.starter.canvas import COLOURS, SHAPES
 
 LENGTH = 20  # tokens a caption is padded to; the longest of ours has 16
-COMMON = "a an the in on at of and with photo picture image drawing background center middle medium tiny big shape color"
+COMMON = "a an the in on at of and with photo picture image drawing background center middle medium tiny big"
+SAID = ("shape", "color", "heart")
 TIMES = 20  # how often a word is shown, so that all become one token
 PIECES = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 
 def words() -> list[str]:
     """The words that are one token each."""
-    known = [*COLOURS, *drawn.NEW, *SHAPES, "heart", *drawn.SIZES, *(w for place in drawn.PLACES for w in place.split())]
-    return sorted({*known, *COMMON.split()})
+    places = " ".join(drawn.PLACES).split()
+    return sorted({*COLOURS, *drawn.NEW, *SHAPES, *drawn.SIZES, *places, *COMMON.split(), *SAID})
 
 
 def clip(length: int = LENGTH) -> CLIPTokenizer:
