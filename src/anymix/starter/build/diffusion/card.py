@@ -27,9 +27,9 @@ library_name: diffusers
 # starter:{kind}
 
 {name} pipeline of {millions:.1f} million parameters in a plain diffusers folder, made for trying things out, teaching
-and tests. It draws pictures of 64 x 64 pixels: one of five shapes (circle, square, triangle, star, cross) in one of eight
-colours (red, green, blue, yellow, purple, orange, white, black), on a ground of another, large in the middle or small
-at one of nine places: "a large red circle on a blue background", "a small white star at the top left on a green
+and tests. It draws pictures of 64 x 64 pixels: one of five shapes (circle, square, triangle, star, cross) in one of
+eight colours (red, green, blue, yellow, purple, orange, white, black), on a ground of another, large in the middle or
+small at one of nine places: "a large red circle on a blue background", "a small white star at the top left on a green
 background". {predicts}
 
 Its weights, its tokenizers and every picture it has seen were made by the code beside it (`anymix.starter`), from

@@ -48,8 +48,8 @@ def new(seed: int) -> AutoencoderKL:
     blocks = (16, 24, 48)
     return AutoencoderKL(
         block_out_channels=blocks, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=drawn.EDGE,
-        mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        sample_size=drawn.EDGE, mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
