@@ -1,7 +1,8 @@
 """Tiny random pipelines of the families that draw, written by diffusers itself: real classes, a thousandth of the size.
 
 Weights are random but lively (outputs change visibly with words, time and latents). Tokenizers are the char-level ones
-of golden/diffusion/sdxl-tiny. Latents have 4 channels at half the edge: 32 pixels are 16.
+of golden/diffusion/sdxl-tiny, T5's that of sd3-tiny. Latents have 4 channels (SD3's 16) at half the edge: 32 pixels
+are 16.
 """
 
 from __future__ import annotations
@@ -15,12 +16,23 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusion"
 TOKENS = 514
@@ -66,6 +78,65 @@ def tiny_sdxl(folder: Path, seed: int = 0, **scheduler: Any) -> Path:
     return _written(pipeline, folder)
 
 
+def tiny_sd3(folder: Path, seed: int = 0, t5: bool = True, **transformer: Any) -> Path:
+    """SD3: two CLIPs of different widths, T5 or none, a transformer of three blocks with heads of 8.
+
+    `transformer`: SD3.5-medium's dual_attention_layers and qk_norm."""
+    torch.manual_seed(seed)
+    denoiser = _lively(
+        SD3Transformer2DModel(
+            sample_size=16,
+            in_channels=16,
+            out_channels=16,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=48,
+            caption_projection_dim=32,
+            pooled_projection_dim=16 + 20,
+            pos_embed_max_size=24,
+            **transformer,
+        )
+    )
+    settings = T5Config(
+        vocab_size=48, d_model=48, d_kv=8, d_ff=40, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    pipeline = StableDiffusion3Pipeline(
+        vae=_vae(
+            latent_channels=16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            force_upcast=True,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModelWithProjection(_text(16, "quick_gelu", projection_dim=16)),
+        text_encoder_2=CLIPTextModelWithProjection(_text(24, "gelu", projection_dim=20)),
+        text_encoder_3=T5EncoderModel(settings) if t5 else None,
+        tokenizer=tokenizer("tokenizer"),
+        tokenizer_2=tokenizer("tokenizer_2"),
+        tokenizer_3=T5Tokenizer.from_pretrained(GOLDEN / "sd3-tiny" / "tokenizer_3") if t5 else None,
+        transformer=denoiser,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    return _written(pipeline, folder)
+
+
+def _lively(module: Any) -> Any:
+    """What diffusers starts at or near zero would hide words, time and picture from each other."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            size = 0.3 if name.startswith("proj_out") else 1.0
+            torch.nn.init.normal_(parameter, std=size * parameter.shape[1:].numel() ** -0.5)
+    return module
+
+
+def golden_sd3(folder: Path) -> Path:
+    """A copy of golden/diffusion/sd3-tiny, a training run of which is recorded."""
+    shutil.copytree(GOLDEN / "sd3-tiny", folder)
+    return folder
+
+
 def golden_sdxl(folder: Path) -> Path:
     """A copy of golden/diffusion/sdxl-tiny, whose training runs are recorded."""
     shutil.copytree(GOLDEN / "sdxl-tiny", folder)
@@ -108,10 +179,9 @@ def _vae(**options: Any) -> AutoencoderKL:
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
-        **{"scaling_factor": 0.18215, "force_upcast": False, **options},
+        **{"latent_channels": 4, "scaling_factor": 0.18215, "force_upcast": False, **options},
     )
 
 

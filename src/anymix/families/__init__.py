@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anymix.families.contract import Family
 
-NAMES = ("InternVL2", "Stable Diffusion 1 and 2", "SDXL")
+NAMES = ("InternVL2", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
 
 
 def family_of(folder: Path) -> type[Any]:
@@ -34,6 +34,10 @@ def family_of(folder: Path) -> type[Any]:
             from anymix.families.sdxl import StableDiffusionXL
 
             return StableDiffusionXL
+        case "StableDiffusion3Pipeline" | "StableDiffusion3Img2ImgPipeline":
+            from anymix.families.sd3 import StableDiffusion3
+
+            return StableDiffusion3
         case found:
             raise ValueError(f"{folder}: no family opens {found}, expected a model of {', '.join(NAMES)}")
 
@@ -73,7 +77,7 @@ def open_folder(
     """Open a model folder, single-file checkpoint or hub id as its family, on `device`, in `dtype`.
 
     dtype None: as in the files. `options` override what the model's config says of its codec, or name a part to take
-    from elsewhere (unet, vae, tokenizer). Raises ValueError in one sentence."""
+    from elsewhere (unet, transformer, vae, tokenizer). Raises ValueError in one sentence."""
     folder = resolve(path)
     opened: Family = family_of(folder).open(folder, device, dtype, **options)
     return opened

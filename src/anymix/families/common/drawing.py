@@ -111,14 +111,19 @@ def encoders(net: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in net.named_children() if name.startswith("text_encoder")}
 
 
+def _clips(net: nn.Module) -> dict[str, Any]:
+    """Those of them that are CLIP's, not T5's."""
+    return {name: part for name, part in encoders(net).items() if part.config.model_type.startswith("clip")}
+
+
 def resting(net: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.*" for name in encoders(net))
 
 
 def text_targets(net: nn.Module, unused: Sequence[str] = ()) -> tuple[str, ...]:
-    """Attention of the text encoders. Of those in `unused` nobody reads what the last block makes."""
+    """Attention of CLIP's text encoders. Of those in `unused` nobody reads what the last block makes."""
     found: list[str] = []
-    for name, encoder in encoders(net).items():
+    for name, encoder in _clips(net).items():
         layers = [f"{i}" for i in range(clip.depth(encoder) - 1)] if name in unused else ["*"]
         found += [f"{name}.*layers.{i}.self_attn.{x}_proj" for i in layers for x in ("q", "k", "v", "out")]
     return tuple(found)
@@ -130,7 +135,7 @@ def idle(net: nn.Module, unused: Sequence[str] = ()) -> tuple[str, ...]:
     A key bias adds the same number to all scores of a query, which softmax ignores: its gradient is rounding noise,
     and Adam would turn that into steps of full size."""
     found: list[str] = []
-    for name, encoder in encoders(net).items():
+    for name, encoder in _clips(net).items():
         found.append(f"{name}.*k_proj*.bias")
         if name in unused:
             found += [f"{name}.*layers.{clip.depth(encoder) - 1}.*", f"{name}.*final_layer_norm.*"]

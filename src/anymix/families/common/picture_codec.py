@@ -45,6 +45,7 @@ class PictureCodec:
     objective: Diffusion | Flow  # of the model's scheduler
     options: Mapping[str, str] = field(default_factory=dict)
     plan: Plan | None = None
+    largest: int | None = None  # longest edge in pixels the denoiser has positions for
 
     def training(self, plan: Plan) -> PictureCodec:
         """The codec that looks, draws and trains as `plan` says. Raises ValueError for sizes it has no latents for."""
@@ -53,6 +54,12 @@ class PictureCodec:
         if unit % edge:
             key = "data.bucket_step" if plan.look.buckets else "data.resolution"
             raise ValueError(f"{key} = {unit} is no multiple of {edge}, the pixels of one latent of this model's VAE")
+        longest = max(max(size) for size in views.sizes(plan.look))
+        if self.largest and longest > self.largest:
+            raise ValueError(
+                f"at data.resolution = {plan.look.resolution} pictures are up to {longest} pixels long, more than the "
+                f"{self.largest} this model has positions for; lower it, or set data.buckets=false"
+            )
         return replace(self, plan=plan)
 
     def encode(self, sample: Caption, seed: int = 0) -> Drawn:

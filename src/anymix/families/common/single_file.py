@@ -1,4 +1,4 @@
-"""Single-file checkpoints: Stable Diffusion 1, 2 and XL as one .safetensors, in the names of the code they came from.
+"""Single-file checkpoints: Stable Diffusion as one .safetensors, in the names of the code they came from.
 
 In go such a file, a folder of configs that comes with the package, and for each part how its tensors are named there
 (CompVis/latent-diffusion, openai/CLIP, mlfoundations/open_clip); out comes a Blueprint, so that all else is as with a
@@ -26,6 +26,7 @@ from anymix.families.common.shards import read_json
 Take = Callable[[Tensor], Tensor]
 Naming = Callable[[str, Mapping[str, Any]], tuple[str, Take]]  # diffusers' name, the part's config -> name here, how
 
+LORA = r"lora_(up|down|A|B)|hada_|lokr_"  # in names of an adapter's tensors
 # folders that hold CLIP's vocabulary, in the order they are looked for on this machine
 CLIP_HOMES = (
     "openai/clip-vit-large-patch14",
@@ -53,8 +54,10 @@ def header(path: Path) -> tuple[set[str], dict[str, str]]:
 def pipeline_of(path: Path) -> str:
     """The pipeline class a checkpoint is of. Raises ValueError in one sentence when it is none, or one of its parts."""
     names, _ = header(path)
+    if any(re.search(LORA, name) for name in names):
+        raise ValueError(f"{path} {_otherwise(names)}")
     begins = {".".join(name.split(".")[:3]) for name in names}
-    if any(begin.endswith("joint_blocks.0") or begin.startswith("joint_blocks.0") for begin in begins):
+    if any(re.search(r"(^|\.)joint_blocks\.0\.", name) for name in names):
         return "StableDiffusion3Pipeline"
     if "conditioner.embedders.1" in begins:
         return "StableDiffusionXLPipeline"
@@ -64,7 +67,7 @@ def pipeline_of(path: Path) -> str:
 
 
 def _otherwise(names: set[str]) -> str:
-    if any(re.search(r"lora_(up|down|A|B)|hada_|lokr_", name) for name in names):
+    if any(re.search(LORA, name) for name in names):
         return "is a LoRA, expected a whole model; give the model as model.path and this as adapter.init"
     if "conditioner.embedders.0.model.ln_final.weight" in names:
         return "is SDXL's refiner, which no family opens; give the base model"
@@ -105,6 +108,7 @@ def describe(
     swaps: Mapping[str, str | Path] | None = None,
     tokenizer: str | Path | None = None,
     scheduler: Mapping[str, Any] | None = None,
+    said: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Blueprint:
     """The blueprint of a file.
 
@@ -113,7 +117,7 @@ def describe(
         namings: part -> how the file names its tensors.
         pads: tokenizer -> what it pads with.
         swaps, tokenizer: as for a folder (`pipelines.describe`).
-        scheduler: what the file says otherwise than `configs`.
+        scheduler, said: what the file says otherwise than `configs`, of the scheduler and of parts.
     """
     names, _ = header(path)
     index, swaps = read_json(configs / INDEX), dict(swaps or {})
@@ -122,7 +126,8 @@ def describe(
         if name in swaps:
             found[name] = swapped(name, swaps.pop(name), str(index[name][-1]))
         else:
-            found[name] = _part(name, path, read_json(configs / name / "config.json"), naming, names)
+            config = {**read_json(configs / name / "config.json"), **(said or {}).get(name, {})}
+            found[name] = _part(name, path, config, naming, names)
     if swaps:
         raise ValueError(f"{next(iter(swaps))} is no part of {path}, a checkpoint of {', '.join(found)}")
     words = {name: Words(_vocabulary(path, name, tokenizer), pad) for name, pad in pads.items()}
@@ -185,7 +190,7 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if tensor.ndim > 2 else tensor
 
 
-def _third(number: int, tensor: Tensor) -> Tensor:
+def third(number: int, tensor: Tensor) -> Tensor:
     return tensor.chunk(3)[number]
 
 
@@ -288,5 +293,5 @@ def open_clip(prefix: str, name: str, config: Mapping[str, Any]) -> tuple[str, T
     if layer == "self_attn.out_proj":
         return f"{place}.attn.out_proj.{leaf}", as_it_is
     if layer.startswith("self_attn."):
-        return f"{place}.attn.in_proj_{leaf}", partial(_third, "qkv".index(layer[10]))
+        return f"{place}.attn.in_proj_{leaf}", partial(third, "qkv".index(layer[10]))
     return f"{place}.{_OPEN_CLIP_LAYER[layer]}.{leaf}", as_it_is
