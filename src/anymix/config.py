@@ -51,7 +51,11 @@ class Model(Section):
 
 
 class Data(Section):
-    path: str | list[str] = _key("", "training rows: .json, .jsonl, .csv, .parquet, InternVL meta .json, or hub id")
+    path: str | list[str] = _key(
+        "",
+        "training rows: .json, .jsonl, .csv, .parquet, InternVL meta .json, or hub id; captioned pictures: a folder "
+        "(kohya's too), a list of names and captions, a kohya dataset .toml, or hub id",
+    )
     root: str | None = _key(None, "folder relative image paths start from; default: the folder of the data file")
     val: str | float | None = _key(None, "held-out rows: a path like data.path, or a share of it such as 0.1")
     split: str = _key("train", "which split of a hub data set")

@@ -6,17 +6,15 @@ import pytest
 from PIL import Image
 
 from anymix.engines.class_pictures import fill
-from anymix.engines.image import How, ImageEngine
-from engines.painters import Painter
+from anymix.engines.image import How
+from engines.painters import engine as opened
 
 HOW = How(steps=1, batch=2)
 
 
 @pytest.fixture(scope="module")
 def drawer():
-    family = Painter("sdxl")
-    family.resolution = 32
-    return ImageEngine(family)
+    return opened("sdxl")
 
 
 def _names(folder):

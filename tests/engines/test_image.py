@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
-from anymix.engines import schedulers
-from anymix.engines.image import How, ImageEngine
+from anymix.engines import open_image, schedulers
+from anymix.engines.image import How
 from anymix.engines.prompts import Wanted
-from engines.painters import NAMES, Painter, pipeline
+from engines.painters import NAMES, pipeline
+from engines.painters import engine as opened
+from families import tiny_pictures
 
 SMALL = {"width": 32, "height": 32, "steps": 4}
 LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 8  # 208 words
@@ -24,12 +26,12 @@ def name(request):
 
 @pytest.fixture
 def engine(name):
-    return ImageEngine(Painter(name))
+    return opened(name)
 
 
 @pytest.fixture
 def sdxl():
-    return ImageEngine(Painter("sdxl"))
+    return opened("sdxl")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def _theirs(name, scheduler, image=None, **more):
     own = pipe.scheduler
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     if scheduler is not None:
-        pipe.scheduler = schedulers.build(scheduler, Painter(name).scheduler)
+        pipe.scheduler = schedulers.build(scheduler, opened(name)._plan)
     try:
         given = {"prompt": ["a red cat"] * 2, "generator": generators, **more}
         return pipe(**given, **({} if image is None else {"image": [image] * 2})).images
@@ -83,7 +85,7 @@ def test_a_picture_is_that_of_the_pipeline(engine, name, scheduler, guidance, ne
 @pytest.mark.parametrize("scheduler", ["euler_a", "ddim", "ddpm", "dpm++_2m_sde_karras", "unipc"])
 def test_noise_on_the_way_is_that_of_the_pipeline(scheduler):
     theirs = _theirs("sdxl", scheduler, num_inference_steps=4, guidance_scale=5.0, width=32, height=32)
-    ours = ImageEngine(Painter("sdxl")).draw("a red cat", seed=3, count=2, guidance=5.0, scheduler=scheduler, **SMALL)
+    ours = opened("sdxl").draw("a red cat", seed=3, count=2, guidance=5.0, scheduler=scheduler, **SMALL)
     assert max(_apart(*pair) for pair in zip((p.image for p in ours), theirs, strict=True)) <= 1
 
 
@@ -105,21 +107,17 @@ def test_a_picture_from_a_picture_is_that_of_the_pipeline(engine, name, photo, s
     assert max(_apart(*pair) for pair in zip((p.image for p in ours), theirs, strict=True)) <= 1
 
 
-def test_a_v_model_with_zero_terminal_snr_is_drawn_as_it_was_trained():
-    painter = Painter("sdxl")
-    painter.scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    pipe = pipeline("sdxl")
-    own = pipe.scheduler
-    trailing = {**painter.scheduler, "timestep_spacing": "trailing"}
-    pipe.scheduler = type(own).from_config(trailing)
-    try:
-        generator = torch.Generator().manual_seed(3)
-        theirs = pipe("x", num_inference_steps=4, guidance_scale=3.0, width=32, height=32, generator=generator).images[0]
-    finally:
-        pipe.scheduler = own
-    ours = ImageEngine(painter).draw("x", seed=3, guidance=3.0, **SMALL)[0].image
-    assert _apart(ours, theirs) <= 1
-    assert _apart(ours, ImageEngine(Painter("sdxl")).draw("x", seed=3, guidance=3.0, **SMALL)[0].image) > 20
+def test_a_v_model_with_zero_terminal_snr_is_drawn_as_it_was_trained(tmp_path):
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    folder = tiny_pictures.tiny_sdxl(tmp_path / "v", **said)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    told = {"num_inference_steps": 4, "guidance_scale": 3.0, "width": 32, "height": 32}
+    theirs = pipe("x", generator=torch.Generator().manual_seed(3), **told).images[0]
+    engine = open_image(folder, "cpu", "fp32")
+    assert _apart(engine.draw("x", seed=3, guidance=3.0, **SMALL)[0].image, theirs) <= 1
+    plain = open_image(tiny_pictures.tiny_sdxl(tmp_path / "e"), "cpu", "fp32")  # the same weights
+    assert _apart(plain.draw("x", seed=3, guidance=3.0, **SMALL)[0].image, theirs) > 20
 
 
 # ------------------------------------------------------------------------------------------ seeds and words
@@ -227,7 +225,7 @@ def test_a_picture_is_cut_to_the_size_asked_for(sdxl, photo, tmp_path):
 
 
 def test_sizes_are_checked_in_a_sentence(engine, name):
-    step = engine.multiple
+    step = engine.family.grain
     assert step == (4 if name == "sd3" else 2)
     with pytest.raises(ValueError, match=f"33x32 is not in steps of {step} pixels.*use 32x32"):
         engine.draw("x", width=33, height=32)
@@ -235,7 +233,7 @@ def test_sizes_are_checked_in_a_sentence(engine, name):
 
 def test_a_size_beyond_the_model_is_a_sentence():
     with pytest.raises(ValueError, match="the size 96x200 is more than the 96x96 this model can draw"):
-        ImageEngine(Painter("sd3")).draw("x", width=96, height=200)
+        opened("sd3").draw("x", width=96, height=200)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +295,13 @@ def test_progress_counts_the_steps_of_all_pictures(sdxl):
 def test_cancelling_keeps_what_is_finished(sdxl):
     steps = []
     drawn = sdxl.draw(
-        "x", count=3, seed=1, batch=1, progress=lambda done, _: steps.append(done), cancel=lambda: len(steps) >= 6, **SMALL
+        "x",
+        count=3,
+        seed=1,
+        batch=1,
+        progress=lambda done, _: steps.append(done),
+        cancel=lambda: len(steps) >= 6,
+        **SMALL,
     )
     assert [picture.seed for picture in drawn] == [1]
     assert len(steps) == 6

@@ -14,39 +14,29 @@ from anymix.engines import previews as room
 from anymix.engines.image import How
 from anymix.engines.previews import previews
 from anymix.engines.prompts import Wanted
-from engines.painters import Painter
+from anymix.families import open_folder
+from engines.painters import folder
 
 WANTED = [Wanted("a cat", None, 32, 32), Wanted("a dog", "blue", 48, 32, 5)]
 HOW = How(steps=2, scheduler="euler_a")
 
 
-class Learner(Painter):
-    """With dropout, so that its losses tell whether modes or random states have moved."""
-
-    def __init__(self):
-        super().__init__("sdxl")
-        self.drop = torch.nn.Dropout(0.5)
-        self.net = torch.nn.ModuleDict({"unet": self.part("unet"), "drop": self.drop})
-        self.scale_of = torch.nn.Parameter(torch.ones(()))
-        self.net["unet"].train()
-        self.net["drop"].train()
-
-    def predict(self, latents, t, condition):
-        return super().predict(self.drop(latents), t, condition)
-
-
 @pytest.fixture
 def family():
-    learner = Learner()
-    yield learner
-    learner.part("unet").eval()
+    """One that trains, with dropout: its losses tell whether modes or random states have moved."""
+    opened = open_folder(folder("sdxl"), "cpu", torch.float32)
+    opened.rest()
+    opened.net.train()
+    unet = opened.part("unet")
+    unet.conv_in.register_forward_hook(lambda m, _, out: torch.dropout(out, 0.5, m.training))
+    return opened
 
 
 def _losses(family, check, out):
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    family.net["unet"].down_blocks[0].eval()  # frozen parts stay in eval through training
+    family.part("unet").down_blocks[0].eval()  # frozen parts stay in eval through training
     losses = []
     for step in (1, 2, 3):
         latents = torch.randn(1, 4, 8, 8) * random.random() * float(np.random.rand())
@@ -57,19 +47,21 @@ def _losses(family, check, out):
     return losses
 
 
-def test_training_is_the_same_with_and_without_them(family, tmp_path):
+def test_training_is_the_same_with_and_without_them(family, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(family, "leave", lambda: left.append(1))
     plain = _losses(family, None, tmp_path)
     assert _losses(family, previews(WANTED, HOW), tmp_path) == plain
-    assert len(set(plain)) == 3
-    assert family.net["unet"].training and family.drop.training and not family.net["unet"].down_blocks[0].training
-    assert all(p.grad is None for p in family.net.parameters())
-    assert family.left == 3
+    assert len(set(plain)) == 3 == len(left)
+    unet = family.part("unet")
+    assert unet.training and unet.conv_in.training and not unet.down_blocks[0].training
+    assert all(p.grad is None and p.requires_grad for p in unet.parameters())
 
 
 def test_the_same_pictures_are_drawn_at_every_step(family, tmp_path):
     check = previews(WANTED, HOW)
     values = check(family, tmp_path, 500)
-    assert values["previews_broken"] == 0 and values["previews_black"] == 0 and values["previews_seconds"] > 0
+    assert values["previews/failed"] == 0 and values["previews/seconds"] > 0
     folder = tmp_path / "previews" / "step-000500"
     assert sorted(path.name for path in folder.iterdir()) == ["00.png", "01.png", "pictures.json", "sheet.png"]
     first = [(folder / name).read_bytes() for name in ("00.png", "01.png")]
@@ -97,21 +89,22 @@ def test_they_come_as_often_as_asked(family, tmp_path):
 
 def test_a_model_that_broke_does_not_break_the_run(family, tmp_path, monkeypatch):
     monkeypatch.setattr(family, "decode", lambda z: torch.full((1, 3, 32, 32), torch.nan))
-    assert previews(WANTED, HOW)(family, tmp_path, 7)["previews_broken"] == 1
+    said = []
+    assert previews(WANTED, HOW, say=said.append)(family, tmp_path, 7)["previews/failed"] == 1
+    assert len(said) == 1 and said[0].startswith("step 7: the previews were not drawn: the pixels of the VAE")
     folder = tmp_path / "previews" / "step-000007"
     assert "not numbers" in (folder / "broken.txt").read_text()
     assert json.loads((folder / "pictures.json").read_text()) == []
-    assert family.drop.training
+    assert family.part("unet").training
 
 
 def test_half_precision_is_for_the_denoiser_alone(family, tmp_path, monkeypatch):
-    seen = {}
-    predict, decode = family.predict, family.decode
+    seen, inside, decode = {}, [], family.decode
     weight = family.part("unet").conv_in.weight
-    monkeypatch.setattr(family, "predict", lambda z, t, c: seen.setdefault("unet", predict(z, t, c)))
+    family.part("unet").conv_out.register_forward_hook(lambda m, _, out: inside.append(out.dtype))
     monkeypatch.setattr(family, "decode", lambda z: seen.setdefault("vae", decode(z)))
     previews(WANTED[:1], How(steps=1), dtype=torch.bfloat16)(family, tmp_path, 1)
-    assert seen["unet"].dtype == torch.bfloat16 and weight.dtype == torch.float32
+    assert inside == [torch.bfloat16] and weight.dtype == torch.float32
     assert seen["vae"].dtype == torch.float32
 
 

@@ -8,7 +8,6 @@ import torch
 
 from anymix.engines import schedulers
 from anymix.engines.schedulers import Solver, build
-from anymix.objectives import diffusion
 
 SDXL = {
     "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -79,13 +78,11 @@ def test_what_cannot_begin_at_pure_noise_is_refused(name):
         build(name, ZERO)
 
 
-def test_what_is_trained_on_wins_over_the_config():
-    objective = diffusion.from_scheduler({**SDXL, "prediction_type": "v_prediction"}, zero_terminal_snr=True)
-    scheduler = build("ddim", SDXL, objective)
-    assert scheduler.config.prediction_type == "v_prediction"
-    assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing"
-    back = build("ddim", ZERO, diffusion.from_scheduler(SDXL))
-    assert back.config.prediction_type == "epsilon" and not back.config.rescale_betas_zero_snr
+def test_old_files_of_stable_diffusion_are_read_as_its_pipeline_reads_them():
+    old = {**SDXL, "_class_name": "DDIMScheduler", "steps_offset": 0, "clip_sample": True}
+    assert int(Solver(build(None, schedulers.mended(old, "sd")), 10, []).timesteps[-1]) == 1
+    assert not build(None, schedulers.mended(old, "sd")).config.clip_sample
+    assert int(Solver(build(None, schedulers.mended(old, "sdxl")), 10, []).timesteps[-1]) == 0
 
 
 def test_spacing_is_for_those_that_have_one():

@@ -5,6 +5,7 @@ Trains through the loop like any other, dropout included, on pictures the tests 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anymix.config import Run
-from anymix.data.check import Verdict
 from anymix.data.views import Look
 from anymix.families.common import pictures
 from anymix.families.common.pictures import Plan
 from anymix.families.contract import Batch, Condition
 from anymix.objectives import diffusion
 from anymix.samples import Caption, ImageRef
-from anymix.train.gathering import Gathered
 
 EDGE, SCALE, CHANNELS, WORDS = 64, 8, 3, 4
 OBJECTIVE = diffusion.from_scheduler({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
@@ -41,22 +40,19 @@ def paint(seed: int, size: tuple[int, int] = (EDGE, EDGE)) -> Image.Image:
     return Image.fromarray((255 * whole / whole.max()).astype(np.uint8))
 
 
-class Painted(list[Caption]):
-    """Rows as `conversations.Rows` are asked for them."""
-
-    notes: tuple[str, ...] = ()
-
-    def key(self, index: int) -> str:
-        return self[index].key
+Painted = list[Caption]
 
 
 def painted(folder: Path, count: int) -> Painted:
+    """Pictures, with a list of captions beside them for the loop; and the same as rows."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = Painted()
     for n in range(count):
         path = folder / f"{n}.png"
         paint(n).save(path)
         rows.append(Caption(ImageRef(str(path)), (f"blobs number {n}",), f"rows:{n}"))
+    listed = [{"file_name": f"{n}.png", "text": f"blobs number {n}"} for n in range(count)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, listed)))
     return rows
 
 
@@ -64,7 +60,7 @@ def tokenise(text: str, key: str) -> dict[str, Tensor]:
     ids = torch.zeros(77, dtype=torch.int64)
     letters = torch.tensor(list(text.encode()[:77]), dtype=torch.int64)
     ids[: len(letters)] = letters
-    return {"clip": ids[None]}
+    return {"tokenizer": ids[None]}
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,12 @@ class PaintCodec:
     def still(self) -> PaintCodec:
         return PaintCodec(replace(self.plan, still=True))
 
+    def training(self, plan: Plan) -> PaintCodec:
+        return PaintCodec(plan)
+
+    def words(self, text: str, key: str = "") -> dict[str, Tensor]:
+        return tokenise(text, key)
+
     def chosen(self) -> dict[str, Any]:
         return {}
 
@@ -87,6 +89,7 @@ class PaintCodec:
 class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.config = {"in_channels": CHANNELS, "sample_size": EDGE // SCALE}
         self.first = nn.Linear(CHANNELS + 2 + WORDS + 16, 96)
         self.second = nn.Linear(96, 96)
         self.drop = nn.Dropout(0.05)
@@ -114,7 +117,9 @@ class Painting:
     lora_targets: Mapping[str, tuple[str, ...]] = {"denoiser": ("unet.*",)}
     resting: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
-    scheduler: Mapping[str, Any] = {}
+    hashes: Mapping[str, str] = {}
+    scheduler: Mapping[str, Any] = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear",
+                                    "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.codec, self.objective = folder, PaintCodec(), OBJECTIVE
@@ -132,11 +137,11 @@ class Painting:
         return torch.cat((mean, torch.full_like(mean, -8.0)), 1)
 
     def embed(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.embedded += len(ids["clip"])
-        return {"text": self.frozen["text_encoder"](ids["clip"]).mean((1, 2)).float()}
+        self.embedded += len(ids["tokenizer"])
+        return {"text": self.frozen["text_encoder"](ids["tokenizer"]).mean((1, 2)).float()}
 
     def condition(self, prompts: Sequence[str], size: tuple[int, int], **more: Any) -> Condition:
-        return Condition(self.embed({"clip": torch.stack([tokenise(p, "")["clip"] for p in prompts])}))
+        return Condition(self.embed({"tokenizer": torch.stack([tokenise(p, "")["tokenizer"] for p in prompts])}))
 
     def predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return self.net["unet"](latents, t, condition["text"])
@@ -169,13 +174,8 @@ class Painting:
         save_file({name: p.detach() for name, p in self.net.state_dict().items()}, folder / "model.safetensors")
 
 
-def gathered(rows: Painted) -> Gathered:
-    verdict = Verdict(len(rows), list(range(len(rows))), [1] * len(rows), 0)
-    return Gathered(rows, None, verdict, [])  # type: ignore[arg-type]
-
-
-def installed(monkeypatch: Any, folder: Path, rows: Painted) -> list[Painting]:
-    """Make the loop open a Painting and train it on these rows; every one it opened, in order."""
+def installed(monkeypatch: Any, folder: Path) -> list[Painting]:
+    """Make the loop open a Painting; every one it opened, in order."""
     opened: list[Painting] = []
 
     def open_model(run: Run) -> Painting:
@@ -186,5 +186,4 @@ def installed(monkeypatch: Any, folder: Path, rows: Painted) -> list[Painting]:
     Painting(folder).save(folder)
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr("anymix.train.prepare.open_model", open_model)
-    monkeypatch.setattr("anymix.train.gathering.gather", lambda *_: gathered(rows))
     return opened

@@ -46,13 +46,10 @@ def write(
 ) -> None:
     """Write the folder, each file complete or absent. `settings` are peft's LoraConfig as a dict."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = _local(base)
     header = {
-        "anymix": anymix.__version__,
+        **about_base(base),
         "rank": str(settings["r"]),
         "alpha": str(settings["lora_alpha"]),
-        "base_model": _recorded(base),
-        **({FINGERPRINT: fingerprint(found)} if found else {}),
         **metadata,
     }
     shards.write(folder, {name: t.cpu() for name, t in tensors.items()}, WEIGHTS, header)
@@ -65,6 +62,13 @@ def write(
     }
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     shards.write_text(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def about_base(base: str | Path) -> dict[str, str]:
+    """Header entries that name the model under an adapter, and tell its weights from others where they lie here."""
+    found = _local(base)
+    print_of = {FINGERPRINT: fingerprint(found)} if found else {}
+    return {"anymix": anymix.__version__, "base_model": _recorded(base), **print_of}
 
 
 def whole(alpha: float) -> float | int:
@@ -115,20 +119,28 @@ def _opened(folder: Path) -> Any:
         pickled = (folder / "adapter_model.bin").is_file()
         why = "only adapter_model.bin, a pickle, which can run code when opened" if pickled else "no weights"
         raise ValueError(f"{folder} holds {why}, expected {WEIGHTS}; copy it from where the adapter was trained")
+    return opened(path)
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file. Raises ValueError for one that is not whole."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy it again") from None
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(model: Path) -> str:
     """Tells one set of weights from another by the headers of its files and a PIECE of every tensor in them.
 
+    `model` is a folder, that of a pipeline with its parts in folders of their own, or one checkpoint file.
     Of every tensor, as training may leave all but a few as they were; not of the whole, as that may be 150 GB."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    inside = "**/*.safetensors" if (model / "model_index.json").is_file() else "*.safetensors"
+    for path in [model] if model.is_file() else sorted(model.glob(inside)):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        name = path.name if path == model else path.relative_to(model).as_posix()
+        digest.update(f"{name} {size}\n".encode())
         with open(path, "rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):  # a network mount would read megabytes ahead of each piece
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -156,15 +168,15 @@ def _pieces(header: bytes, size: int) -> list[tuple[int, int]]:
 
 
 def _local(base: str | Path) -> Path | None:
-    """The folder of the base model where it lies on this machine; never the network."""
+    """The base model, a folder or one file, where it lies on this machine; never the network."""
     if not str(base):
         return None
     folder = Path(base).expanduser()
     candidates = local_candidates(str(base), os.environ) if looks_like_id(str(base)) else ()
-    return next((path for path in (folder, *candidates) if path.is_dir()), None)
+    return next((path for path in (folder, *candidates) if path.is_dir() or path.is_file()), None)
 
 
 def _recorded(base: str | Path) -> str:
-    """A local folder by its absolute path, so that the adapter may move; a hub id as it is."""
-    folder = Path(base).expanduser()
-    return os.path.abspath(folder) if str(base) and folder.is_dir() else str(base)
+    """A local model by its absolute path, so that the adapter may move; a hub id as it is."""
+    local = Path(base).expanduser()
+    return os.path.abspath(local) if str(base) and local.exists() else str(base)

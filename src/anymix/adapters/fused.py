@@ -81,6 +81,7 @@ def save_original(
 def _refuse(net: nn.Module) -> None:
     settings = lora.settings_of(net)
     advice = "merge it instead (anymix merge)"
+    lora.refuse_other_kinds(net)
     if settings.use_dora:
         raise ValueError(f"a DoRA adapter is not written for the original network, whose servers refuse it; {advice}")
     if settings.lora_bias:

@@ -1,35 +1,36 @@
-"""LoRA and DoRA: injected into a net by peft, never wrapped around it, and kept as PEFT folders.
+"""LoRA, DoRA, LoHa and LoKr: injected into a net by peft, never wrapped around it; LoRA kept as PEFT folders.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) adds alpha/r B A to a frozen weight, A (r, in), B (out, r); DoRA (Liu
-et al. 2024, arXiv 2402.09353) trains the length of every row of the sum besides. Going in: a net, an adapter
-section and the family's patterns. Coming out: the same net object with adapter layers in it, and a folder
-that `PeftModel.from_pretrained` opens to the same outputs. In it every tensor is `base_model.model.` + its
-name without the adapter's; what trained beside the adapter stands there whole, named by `modules_to_save`.
+et al. 2024, arXiv 2402.09353) trains the length of every row of the sum besides; for LoHa and LoKr see kinds.py.
+Going in: a net, an adapter section and the family's patterns. Coming out: the same net object with adapter layers
+in it, and a folder that `PeftModel.from_pretrained` opens to the same outputs. In it every tensor is
+`base_model.model.` + its name without the adapter's; what trained beside the adapter stands there whole, named by
+`modules_to_save`. The files of models that draw are written in formats.py, read in reading.py.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.functional import cast_adapter_dtype, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.functional import cast_adapter_dtype, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
-from anymix.adapters import files
+from anymix.adapters import files, kinds, reading
 from anymix.adapters.files import PREFIX
+from anymix.adapters.kinds import NAME as NAME
+from anymix.adapters.kinds import is_attached as is_attached
+from anymix.adapters.kinds import layers as layers
+from anymix.adapters.kinds import settings_of as settings_of
+from anymix.adapters.targets import match, patterns
+from anymix.adapters.targets import summary as summary
 from anymix.config import Adapter
 
-NAME = "default"  # peft's own name for the one adapter of a net
-ADAPTABLE = (nn.Linear, _ConvNd)
 log = logging.getLogger(__name__)
 
 
@@ -43,109 +44,86 @@ def attach(net: nn.Module, config: Adapter, targets: Mapping[str, Sequence[str]]
     All adapter weights are fp32 and train; EVERYTHING else is frozen afterwards, so freeze and unfreeze after
     this. Raises ValueError in one sentence: a pattern without a match, an `init` the recipe contradicts.
     """
-    _refuse_second(net)
-    patterns = _patterns(config, targets)
+    kinds.refuse_second(net)
+    wanted = patterns(config, targets)
+    if config.init is not None and reading.find(config.init) is not None:
+        return _go_on_from_file(net, config, wanted)
     if config.init is not None:
-        return _go_on(net, config, patterns, base)
-    names = match(net, patterns)
+        return _go_on(net, config, wanted, base)
+    names = match(net, wanted)
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    settings = LoraConfig(
-        r=config.rank,
-        lora_alpha=files.whole(alpha),  # type: ignore[arg-type]
-        lora_dropout=config.dropout,
-        use_dora=config.dora,
-        target_modules=names,
-        base_model_name_or_path=base,
-    )
-    _inject(net, settings)
+    kinds.inject(net, kinds.settings(config.kind, names, config.rank, alpha, base, **_options(config)))
     return names
 
 
-def _patterns(config: Adapter, targets: Mapping[str, Sequence[str]]) -> list[str]:
-    if config.targets is not None:
-        return list(config.targets)
-    parts: Sequence[str] = config.parts or [next(iter(targets))]
-    unknown = [part for part in parts if part not in targets]
-    if unknown:
+def _options(config: Adapter) -> dict[str, Any]:
+    if config.kind == "lora":
+        return {"lora_dropout": config.dropout, "use_dora": config.dora}
+    for key, value in (("dropout", config.dropout), ("dora", config.dora)):
+        if value:
+            raise ValueError(f"adapter.{key} is for adapter.kind=lora, and this is {config.kind}; leave it out")
+    return {}
+
+
+def _go_on_from_file(net: nn.Module, config: Adapter, wanted: Sequence[str]) -> list[str]:
+    """Attach the LoRA file of `config.init`, as `_go_on` does a folder."""
+    found = reading.read(net, str(config.init))
+    first = next(iter(found.updates.values()))
+    theirs: dict[str, set[Any]] = {
+        "kind": {first.kind},
+        "rank": {u.rank for u in found.updates.values()},
+        "alpha": {kinds.whole(u.alpha) for u in found.updates.values()},
+        "dora": {kinds.MAGNITUDE in first.tensors},
+    }
+    _agree(config, found.path, theirs)
+    names = [name for name, _ in net.named_modules() if name in found.updates]
+    _same_layers(net, config, wanted, names, found.path)
+    _options(config)
+    kinds.put_in(net, found.updates, trains=True, dropout=config.dropout)
+    log.info("going on from %s: %s, as it was trained", found.path, found.summary)
+    return names
+
+
+def _agree(config: Adapter, source: Path, theirs: Mapping[str, set[Any]]) -> None:
+    """What the recipe says must be what the adapter it goes on from has."""
+    for key, values in theirs.items():
+        mine = getattr(config, key)
+        if key in config.model_fields_set and mine is not None and values != {mine}:
+            has = ", ".join(str(value) for value in sorted(values))
+            advice = f"write adapter.{key}={has} or leave it out" if len(values) == 1 else "leave it out"
+            raise ValueError(
+                f"adapter.{key} is {mine} but {source}, which adapter.init goes on from, has {has}; {advice}"
+            )
+
+
+def _same_layers(net: nn.Module, config: Adapter, wanted: Sequence[str], names: Sequence[str], source: Path) -> None:
+    if config.model_fields_set & {"targets", "parts"} and set(match(net, wanted)) != set(names):
+        key = "targets" if config.targets is not None else "parts"
         raise ValueError(
-            f"adapter.parts names {unknown[0]}, which this model does not have; it has {', '.join(targets)}"
+            f"adapter.{key} chooses other layers than {source}, "
+            f"which adapter.init goes on from, has ({summary(names)}); leave it out"
         )
-    return [pattern for part in parts for pattern in targets[part]]
 
 
-def match(net: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Names of the linear and convolution layers that a pattern matches in full, in the order of the net.
-
-    * is any run of characters, all else is literal. Raises ValueError for a pattern that matches none."""
-    modules = dict(net.named_modules())
-    able = [name for name, module in modules.items() if isinstance(module, ADAPTABLE)]
-    found: set[str] = set()
-    for pattern in patterns:
-        expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
-        hits = [name for name in able if expression.fullmatch(name)]
-        if not hits:
-            other = next((name for name in modules if name and expression.fullmatch(name)), None)
-            what = f"only {other}, a {type(modules[other]).__name__}" if other else "no module"
-            near = difflib.get_close_matches(pattern, {*able, *map(_glob, able)}, n=1, cutoff=0)
-            tail = f", the nearest is {near[0]}" if near else ""
-            raise ValueError(f"adapter target {pattern} matches {what}, expected linear or convolution layers{tail}")
-        found.update(hits)
-    return [name for name in able if name in found]
-
-
-def summary(names: Sequence[str]) -> str:
-    """Adapted modules in one line: `24 x model.language_model.layers.*: mlp.down_proj, self_attn.q_proj`."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        block, leaf = re.fullmatch(r"(.*\.\d+(?=\.))?\.?(.*)", name).groups(default="")  # type: ignore[union-attr]
-        places.setdefault((_glob(block), leaf), []).append(block)
-    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (stem, leaf), blocks in places.items():
-        groups.setdefault((stem, tuple(blocks)), []).append(leaf)
-    return "; ".join(
-        f"{len(blocks)} x {stem}: {', '.join(leaves)}" if stem else ", ".join(leaves)
-        for (stem, blocks), leaves in groups.items()
-    )
-
-
-def _glob(name: str) -> str:
-    """`layers.7.mlp` -> `layers.*.mlp`."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def _inject(net: nn.Module, settings: LoraConfig) -> None:
-    inject_adapter_in_model(settings, net, adapter_name=NAME)
-    cast_adapter_dtype(net, NAME, autocast_adapter_dtype=True)  # on a bf16 net they are born bf16
-    for layer in layers(net).values():
-        layer.train(layer.get_base_layer().training)  # born in training mode: dropout would act in inference
-
-
-def _go_on(net: nn.Module, config: Adapter, patterns: Sequence[str], base: str) -> list[str]:
+def _go_on(net: nn.Module, config: Adapter, wanted: Sequence[str], base: str) -> list[str]:
     """Attach the adapter of `config.init`: what the recipe says must agree, what it leaves out is taken."""
     folder = Path(str(config.init))
     settings = files.read_config(folder)
     names, beside = _resolve(net, settings, folder)
-    said = config.model_fields_set
-    both = {"rank": settings.r, "alpha": settings.lora_alpha, "dora": settings.use_dora}
-    for key, theirs in both.items():
-        mine = getattr(config, key)
-        if key in said and mine is not None and mine != theirs:
-            raise ValueError(
-                f"adapter.{key} is {mine} but {folder}, which adapter.init goes on from, has {theirs}; "
-                f"write adapter.{key}={theirs} or leave it out"
-            )
-    if said & {"targets", "parts"} and set(match(net, patterns)) != set(names):
-        key = "targets" if config.targets is not None else "parts"
-        raise ValueError(
-            f"adapter.{key} chooses other layers than {folder}, "
-            f"which adapter.init goes on from, has ({summary(names)}); leave it out"
-        )
+    theirs: dict[str, set[Any]] = {
+        "kind": {"lora"},
+        "rank": {settings.r},
+        "alpha": {settings.lora_alpha},
+        "dora": {settings.use_dora},
+    }
+    _agree(config, folder, theirs)
+    _same_layers(net, config, wanted, names, folder)
     settings.lora_dropout, settings.base_model_name_or_path, settings.inference_mode = (
         config.dropout,
         base,
         False,
     )
-    _inject(net, settings)
+    kinds.inject(net, settings)
     _fill_or_undo(net, folder, beside, exact=True)
     log.info(
         "going on from %s: rank %s, alpha %s, %d layers, as it was trained",
@@ -155,16 +133,6 @@ def _go_on(net: nn.Module, config: Adapter, patterns: Sequence[str], base: str) 
 
 
 # --------------------------------------------------------------------------------------------------- asking
-
-
-def is_attached(net: nn.Module) -> bool:
-    """Whether adapter layers are in the net."""
-    return any(isinstance(module, LoraLayer) for module in net.modules())
-
-
-def layers(net: nn.Module) -> dict[str, Any]:
-    """The adapter layers in the net, by the name of the module each took the place of."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, LoraLayer)}
 
 
 def adapted(net: nn.Module) -> list[str]:
@@ -177,21 +145,13 @@ def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def settings_of(net: nn.Module) -> LoraConfig:
-    """The peft settings of the adapter in the net. Raises ValueError when there is none."""
-    if not is_attached(net):
-        raise ValueError("the net has no adapter; attach or load one first")
-    settings: LoraConfig = net.peft_config[NAME]  # type: ignore[index, assignment]
-    return settings
-
-
 def extras(net: nn.Module) -> list[str]:
     """Modules beside the adapter that train, or came with it: the smallest whole ones, for `modules_to_save`.
 
     Raises ValueError in one sentence where the format has no place for them: a trained parameter whose module
     holds adapter layers too."""
     kept = {f"{module}." for module in settings_of(net).modules_to_save or ()}
-    plain = {name: p for name, p in net.named_parameters() if ".lora_" not in name}
+    plain = {name: p for name, p in net.named_parameters() if not kinds.of_adapter(name)}
     owners = {name: name.rpartition(".")[0] for name, p in plain.items() if p.requires_grad}
     owners |= {prefix: prefix[:-1] for prefix in kept}
     return whole_modules(owners, adapted(net))
@@ -211,11 +171,6 @@ def whole_modules(owners: Mapping[str, str], adapters: Sequence[str]) -> list[st
     return [m for m in modules if not any(m.startswith(f"{outer}.") for outer in modules)]
 
 
-def _refuse_second(net: nn.Module) -> None:
-    if is_attached(net):
-        raise ValueError("the net has an adapter already; merge it before another one is put in")
-
-
 # ------------------------------------------------------------------------------------------ saving, loading
 
 
@@ -229,6 +184,7 @@ def save(net: nn.Module, folder: str | Path, base: str | Path, metadata: Mapping
 
     Raises ValueError in one sentence when something trained has no place in the format (see `extras`).
     """
+    refuse_other_kinds(net)
     settings, modules = settings_of(net), extras(net)
     values = {
         **settings.to_dict(),
@@ -236,6 +192,13 @@ def save(net: nn.Module, folder: str | Path, base: str | Path, metadata: Mapping
         "modules_to_save": modules or None,
     }
     files.write(Path(folder), values, _tensors(net, modules), base, metadata or {})
+
+
+def refuse_other_kinds(net: nn.Module) -> None:
+    """Raise ValueError for an adapter that is no LoRA: PEFT folders are opened by programs that know nothing else."""
+    if kinds.kind_of(net) != "lora":
+        title = kinds.TITLES[kinds.kind_of(net)]
+        raise ValueError(f"a PEFT folder holds LoRA and the net has {title}; set adapter.kind=lora")
 
 
 def _tensors(net: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
@@ -254,12 +217,12 @@ def load(net: nn.Module, folder: str | Path, *, must_change: bool = False) -> li
     sentence when the folder's tensors are not exactly those its config asks of this net or, under
     `must_change`, when it changes nothing. The net is then as it was."""
     folder = Path(folder)
-    _refuse_second(net)
+    kinds.refuse_second(net)
     settings = files.read_config(folder)
     names, beside = _resolve(net, settings, folder)
-    _inject(net, settings)
+    kinds.inject(net, settings)
     if not _fill_or_undo(net, folder, beside) and must_change:
-        _unwrap(net)
+        kinds.unwrap(net)
         raise ValueError(f"{folder} changes nothing: its every lora_B is zero, so it was saved before it trained")
     return names
 
@@ -292,7 +255,7 @@ def _fill_or_undo(net: nn.Module, folder: Path, beside: list[str], exact: bool =
     try:
         return _fill(_tensors(net, beside), folder, exact)
     except ValueError:
-        _unwrap(net)
+        kinds.unwrap(net)
         raise
 
 
@@ -335,36 +298,32 @@ def _changes(name: str, value: Tensor, before: Tensor) -> bool:
 
 
 @torch.no_grad()
-def merge(net: nn.Module) -> None:
+def merge(net: nn.Module, strength: float = 1.0) -> None:
     """Add the adapter into the weights and take its layers out: names and dtypes are as before `attach`.
 
     The sum is taken in fp32 and rounded once to the weight's own dtype: on a bf16 net a merged weight differs
-    from the exact one by at most 2^-9 of its size. Raises ValueError when a merged weight is not finite."""
+    from the exact one by at most 2^-9 of its size. `strength` is how far each weight goes from what it was to what it
+    would be. Raises ValueError when a merged weight is not finite."""
     settings_of(net)
     cast_adapter_dtype(net, NAME, autocast_adapter_dtype=True)
     for name, layer in layers(net).items():
         held = [(p, p.dtype) for p in layer.get_base_layer().parameters(recurse=False)]
         for p, dtype in held:
             p.data = p.data.to(torch.promote_types(dtype, torch.float32))
+        before = [p.data.clone() for p, _ in held] if strength != 1 else []
         try:
             layer.merge(safe_merge=True)
         except ValueError:
             raise ValueError(
                 f"merging makes {name} not finite; its adapter is broken, go back to an earlier one"
             ) from None
+        if strength != 1:
+            for (p, _), old in zip(held, before, strict=True):
+                p.data = old + strength * (p.data - old)
         for p, dtype in held:
             p.data = p.data.to(dtype)
             if not p.isfinite().all():
                 raise ValueError(
                     f"merged, {name} is too large for {dtype}; open the base model with dtype fp32 or bf16"
                 )
-    _unwrap(net)
-
-
-def _unwrap(net: nn.Module) -> None:
-    """Put the base layers back in place of the adapter layers."""
-    for name, layer in layers(net).items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, layer.get_base_layer())
-    if hasattr(net, "peft_config"):
-        del net.peft_config
+    kinds.unwrap(net)

@@ -1,7 +1,7 @@
-"""`open_family`: one door for a model folder, a hub id, an adapter folder, and what a training run left.
+"""`open_family`: one door for a model folder, a hub id, an adapter folder, a LoRA file, and what a training run left.
 
-An adapter is opened onto the model it was trained from, which its adapter_config.json names. Nothing is
-merged, and neither folder is written to.
+An adapter is opened onto the model it was trained from, which its adapter_config.json or the header of its file
+names. Nothing is merged, and neither folder is written to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from anymix.adapters import files, lora
+from anymix.adapters import files, loading, lora, reading
 from anymix.device import Device, pick
 from anymix.families import open_folder
 from anymix.families.common.folders import looks_like_id, resolve
@@ -36,29 +36,46 @@ def open_family(
     """Open what `path` names, ready to answer or to train on.
 
     Args:
-        path: a model folder or hub id, an adapter folder, or the output folder of a finished run.
+        path: a model folder or hub id, an adapter folder, a LoRA file, or the output folder of a finished run.
         device: auto, npu, npu:1, cuda, cuda:0 or cpu.
         dtype: of the weights: a torch dtype, bf16, fp16, fp32, auto (what the device computes best in), or
             None to keep each as it is in its file. Adapter weights are fp32 always.
-        base: for an adapter folder, the model to open it onto instead of the one it names.
+        base: for an adapter, the model to open it onto instead of the one it names.
         options: override what the model's config says of its codec (template, image_size, max_tiles, ...).
 
     Raises ValueError in one sentence for what cannot be opened whole, or an adapter that changes nothing.
     """
     picked = pick(str(device))
     kind = _dtype(dtype, picked)
-    folder = resolve(path)
-    if files.is_adapter(folder):
-        under = base_of(folder, base)
-        trained = json.loads(files.read_header(folder).get("codec", "{}"))  # the template it was trained in
+    adapter = find_adapter(path)
+    if adapter is not None:
+        under = base_of(adapter, base)
+        trained = json.loads(_header(adapter).get("codec", "{}"))  # the template it was trained in
         family = open_folder(under, picked.handle, kind, **{**trained, **options})
-        _compare(folder, under)
-        lora.load(family.net, folder, must_change=True)
+        _compare(adapter, under)
+        if adapter.is_file():
+            loading.load_file(family.net, adapter)
+        else:
+            lora.load(family.net, adapter, must_change=True)
         return family
     if base is not None:
-        raise ValueError(f"base is for adapter folders, and {folder} has no {files.CONFIG}; leave base out")
+        raise ValueError(f"base is for adapter folders and LoRA files, and {path} is neither; leave base out")
+    folder = Path(path).expanduser() if Path(path).expanduser().is_file() else resolve(path)
     _refuse_unfinished(folder)
     return open_folder(folder, picked.handle, kind, **options)
+
+
+def find_adapter(path: str | Path) -> Path | None:
+    """The PEFT folder or the LoRA file that `path` names; None for anything else, a checkpoint file for one."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return place if place.suffix == ".safetensors" and reading.is_lora(place) else None
+    folder = resolve(path)
+    return folder if files.is_adapter(folder) else reading.find(folder)
+
+
+def _header(adapter: Path) -> dict[str, str]:
+    return reading.read_header(adapter) if adapter.is_file() else files.read_header(adapter)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: Device) -> torch.dtype | None:
@@ -72,18 +89,19 @@ def _dtype(dtype: torch.dtype | str | None, device: Device) -> torch.dtype | Non
 
 
 def base_of(adapter: Path, base: str | Path | None = None) -> Path:
-    """The local folder of the model under an adapter folder.
+    """The local folder (or checkpoint file) of the model under an adapter folder or LoRA file.
 
-    Without `base`: the recorded folder, as it is or seen from the adapter's own, or the recorded hub id
+    Without `base`: the recorded one, as it is or seen from the adapter's own folder, or the recorded hub id
     wherever `resolve` finds it. Raises ValueError in one sentence when it is gone."""
     if base is not None:
-        return resolve(base)
-    recorded = read_json(adapter / files.CONFIG).get("base_model_name_or_path")
+        return Path(base).expanduser() if Path(base).expanduser().is_file() else resolve(base)
+    recorded, more = _recorded(adapter)
     remedy = "pass base= (on the command line --base) with the folder of that model"
     if not recorded:
-        raise ValueError(f"{adapter} does not say which model it adapts; {remedy}")
-    for candidate in (Path(recorded).expanduser(), adapter / recorded):
-        if candidate.is_dir():
+        raise ValueError(f"{adapter} does not say which model it adapts{more}; {remedy}")
+    beside = adapter.parent if adapter.is_file() else adapter
+    for candidate in (Path(recorded).expanduser(), beside / recorded):
+        if candidate.exists():
             return candidate
     if not looks_like_id(recorded):
         raise ValueError(f"{adapter} adapts {recorded}, which is gone; {remedy}")
@@ -93,22 +111,29 @@ def base_of(adapter: Path, base: str | Path | None = None) -> Path:
         raise ValueError(f"{adapter} adapts {recorded}, which cannot be opened ({error}); {remedy}") from None
 
 
+def _recorded(adapter: Path) -> tuple[str, str]:
+    """The model an adapter names, and what a file of another program says of it in words."""
+    if not adapter.is_file():
+        return str(read_json(adapter / files.CONFIG).get("base_model_name_or_path") or ""), ""
+    header = _header(adapter)
+    known = header.get("ss_sd_model_name")
+    return header.get("base_model", ""), f" but for the name {known}" if known else ""
+
+
 def _compare(adapter: Path, base: Path) -> None:
-    recorded = files.read_header(adapter).get(files.FINGERPRINT)
+    recorded = _header(adapter).get(files.FINGERPRINT)
     if recorded and recorded != files.fingerprint(base):
         log.warning("%s was trained on other weight files than those in %s: its answers may differ", adapter, base)
 
 
 def _refuse_unfinished(folder: Path) -> None:
     """A run that was cut off has checkpoints and no weights of its own."""
-    saved = any((folder / name).exists() for name in ("config.json", "model_index.json"))
-    if saved or not (folder / "run.json").exists():
+    whole = any((folder / config).exists() for config in ("config.json", "model_index.json"))
+    if whole or not (folder / "run.json").exists():
         return
     found = [p for p in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     if not found:
         raise ValueError(f"{folder} is a run that has saved nothing yet; let it train on")
     newest = max(found, key=lambda p: int(p.name.removeprefix("step-")))
-    remedy = (
-        "open that" if files.is_adapter(newest) else "the same train command goes on from it and then saves the model"
-    )
+    remedy = "open that" if find_adapter(newest) else "the same train command goes on from it and then saves the model"
     raise ValueError(f"{folder} is a run that has not finished, its newest checkpoint is {newest}; {remedy}")

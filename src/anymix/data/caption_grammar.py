@@ -37,7 +37,6 @@ class Reading:
     root: str = ""  # folder that relative paths start from
     image_column: str = "image"
     caption_column: str | None = "text"
-    mask_column: str | None = "mask"
     caption: str | None = None
     masks: Mapping[str, str] = field(default_factory=dict, repr=False)
     prefix: str = ""
@@ -80,9 +79,9 @@ def parse(record: Any, key: str, how: Reading) -> Caption:
 
 def _mask(record: Mapping[str, Any], image: ImageRef, key: str, how: Reading) -> ImageRef | None:
     """The mask the row names, or the one that lies beside the picture."""
-    value = record.get(how.mask_column) if how.mask_column else None
-    if value is not None and value != "":
-        return picture_of(value, key, how.root)
+    named = next((record[name] for name in MASKS if record.get(name)), None)
+    if named is not None:
+        return picture_of(named, key, how.root)
     beside = how.masks.get(os.path.normpath(image.path)) if image.data is None else None
     return None if beside is None else ImageRef(beside)
 
@@ -149,7 +148,7 @@ def _ways(line: str) -> list[str]:
 
 
 def columns(names: Sequence[str], where: str, how: Reading, image: str | None, caption: str | None) -> Reading:
-    """`how` with the columns that hold pictures, captions and masks. Raises ValueError where there are none."""
+    """`how` with the columns that hold pictures and captions. Raises ValueError where there are none."""
     listed = ", ".join(names)
     for key, asked in (("data.image_column", image), ("data.caption_column", caption)):
         if asked is not None and asked not in names:
@@ -163,5 +162,4 @@ def columns(names: Sequence[str], where: str, how: Reading, image: str | None, c
             f"{where} has no column of captions; its columns are {listed}: set data.caption_column to one, or "
             "data.caption to what is to be said of every picture"
         )
-    mask = next((name for name in MASKS if name in names), None)
-    return replace(how, image_column=image, caption_column=caption, mask_column=mask)
+    return replace(how, image_column=image, caption_column=caption)

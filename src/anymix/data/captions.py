@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from anymix.data import folders, kohya, listings
-from anymix.data.caption_grammar import CAPTIONS, Reading, columns, parse
+from anymix.data.caption_grammar import CAPTIONS, MASKS, Reading, columns, parse
 from anymix.data.conversations import JsonLines, Listed, Source, is_hub_id, refuse_missing, whole_json
 from anymix.data.images import SUFFIXES
 from anymix.data.places import Places
@@ -75,9 +75,14 @@ class Rows(Sequence[Caption]):
     def __getitem__(self, index: int | slice, /) -> Caption | Rows:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[Any, Caption]:
+        """The row as it is stored, and as it is understood."""
         block, n = self._find(index)
-        sample = parse(block.source.record(n), block.source.key(n), block.reading)
-        return replace(sample, prior=self.prior, prior_weight=self.prior_weight) if self.prior else sample
+        record = block.source.record(n)
+        sample = parse(record, block.source.key(n), block.reading)
+        return record, replace(sample, prior=self.prior, prior_weight=self.prior_weight) if self.prior else sample
 
     @property
     def classes(self) -> Rows:
@@ -106,9 +111,21 @@ class Rows(Sequence[Caption]):
         """The same rows with these class pictures beside each; all rows share the one tuple."""
         return self._with(prior=prior, prior_weight=weight)
 
+    def saying(self, caption: str) -> Rows:
+        """The same rows, those without a caption called so."""
+        blocks = [
+            b if b.reading.caption else replace(b, reading=replace(b.reading, caption=caption)) for b in self.blocks
+        ]
+        return self._with(blocks=blocks)
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows whole, then those of `other`."""
+        return Rows((*self.blocks, *other.blocks), self.notes + other.notes)
+
     def _with(self, **changes: Any) -> Rows:
-        now: dict[str, Any] = {"notes": self.notes, "picked": self._places.picked, "prior": self.prior}
-        return Rows(self.blocks, **{**now, "prior_weight": self.prior_weight, "beside": self.beside, **changes})
+        now: dict[str, Any] = {"blocks": self.blocks, "notes": self.notes, "picked": self._places.picked}
+        more = {"prior": self.prior, "prior_weight": self.prior_weight, "beside": self.beside}
+        return Rows(**{**now, **more, **changes})
 
     def _find(self, index: int) -> tuple[Block, int]:
         b, n = self.origin(index)
@@ -233,15 +250,15 @@ def _with_lists(found: folders.Found, it: _Asked) -> Opened:
 
 
 def _named(block: Block) -> Iterator[str]:
-    """Paths of the pictures a list names; rows that cannot be read name none, and are told when they are checked."""
+    """Pictures and masks a list names, by path; rows that cannot be read name none, and are told when checked."""
     for n in range(len(block.source)):
         try:
             sample = block.source.record(n)
         except SampleError:
             continue
-        name = sample.get(block.reading.image_column) if isinstance(sample, dict) else None
-        if isinstance(name, str):
-            yield os.path.normpath(os.path.join(block.reading.root, name))
+        if isinstance(sample, dict):
+            names = (sample.get(column) for column in (block.reading.image_column, *MASKS))
+            yield from (os.path.normpath(os.path.join(block.reading.root, n)) for n in names if isinstance(n, str))
 
 
 def _open_config(path: str, it: _Asked) -> Opened:

@@ -122,9 +122,9 @@ def check_pictures(
         origin = rows.origin(index)
         if origin not in seen.views and origin not in problems:
             try:
-                sample = rows[index]
+                record, sample = rows.read(index)
                 seen.views[origin] = check_picture(sample, look, grain)
-                seen.note(sample, rows.record(index), seen.views[origin])
+                seen.note(sample, record, seen.views[origin])
             except SampleError as error:
                 problems[origin] = error
         if progress is not None:
@@ -157,9 +157,7 @@ def check_picture(sample: Caption, look: Look, grain: int = views.LATENT) -> Vie
 
 def _check_grain(look: Look, grain: int) -> None:
     if look.buckets and look.step % grain:
-        raise ValueError(
-            f"data.bucket_step = {look.step} is no multiple of the {grain} pixels this model needs; give 64"
-        )
+        raise ValueError(f"data.bucket_step = {look.step} is no multiple of {grain}, which this model needs; give 64")
 
 
 def script_of(text: str) -> str | None:
@@ -199,7 +197,7 @@ def _on_shapes(seen: _Seen, total: int) -> Iterator[str]:
     if seen.cut:
         share, key = max(seen.cut)
         many = f"more than a third of {len(seen.cut)} of {total} pictures is cut away, of {key} the most ({share:.0%})"
-        yield f"{many}; data.buckets=true keeps shapes, up to one to four"
+        yield f"{many}; data.buckets=true with a smaller data.bucket_step keeps more"
 
 
 def _on_words(seen: _Seen, total: int) -> Iterator[str]:
@@ -207,7 +205,7 @@ def _on_words(seen: _Seen, total: int) -> Iterator[str]:
         scripts = ", ".join(name for name, _ in Counter(script for script, _ in seen.foreign).most_common())
         shown = ", ".join(key for _, key in seen.foreign[:SHOWN]) + (", ..." if len(seen.foreign) > SHOWN else "")
         many = f"captions of {len(seen.foreign)} of {total} pictures are not in English ({scripts}: {shown})"
-        yield f"{many}, all the text encoders learned; translate them, or write new ones with `anymix caption`"
+        yield f"{many}, and the text encoders know little else; translate them, or write new ones: `anymix caption`"
     if seen.long:
         longest, key = max(seen.long)
         many = f"captions of {len(seen.long)} of {total} pictures have more than {seen.limit} tokens"

@@ -12,13 +12,17 @@ from anymix.data.captions import Rows, read
 from anymix.data.folders import scan
 
 
-def class_rows(folder: str | None, prompt: str) -> Rows:
-    """The class pictures of a folder, `prompt` said of those without a caption; none where there is no such folder."""
+def class_rows(rows: Rows, folder: str | None = None, prompt: str = "") -> Rows:
+    """The class pictures that came along with `rows` (kohya's regularisation folders), then those of a folder.
+
+    `prompt` is said of those without a caption. None where neither has any: a folder may be yet to be drawn into.
+    Raises ValueError for pictures in the folder without a prompt."""
+    classes = rows.classes.saying(prompt) if prompt else rows.classes
     if folder is None or not os.path.isdir(folder) or not scan(folder).pictures:
-        return Rows(())
+        return classes
     if not prompt:
         raise ValueError("dreambooth.class_prompt is not set; say what the class is called, such as: a photo of a dog")
-    return read(folder, caption=prompt)
+    return classes.joined(read(folder, caption=prompt))
 
 
 def missing(classes: Rows, wanted: int) -> int:

@@ -19,7 +19,7 @@ from anymix.samples import SampleError
 
 TEXTS = (".txt", ".caption")
 LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.json", "captions.txt", "captions.tsv")
-MASK_FOLDERS = ("masks", "mask")
+MASK_FOLDERS = frozenset(("masks", "mask"))
 MASK_MARKS = (".mask", "-masklabel")
 PASSED = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # what systems leave behind, as are names that begin with a dot
 OTHERS = ("thumbs.db", "desktop.ini", "readme.md", "license", "license.txt", "readme.txt")
@@ -89,8 +89,8 @@ def _stem(path: str) -> str:
 
 def _mask_folder(folder: str, path: str) -> bool:
     """Does it lie in a folder of masks?"""
-    inside = os.path.relpath(path, folder).replace("\\", "/").split("/")[:-1]
-    return any(name.lower() in MASK_FOLDERS for name in inside)
+    inside = os.path.dirname(path)[len(folder) :].lower()
+    return not MASK_FOLDERS.isdisjoint(inside.split(os.sep))
 
 
 def _masks(folder: str, pictures: Sequence[str], aside: Sequence[str], masks: str | None) -> dict[str, str]:
@@ -152,8 +152,7 @@ def _say_others(found: Found, files: Sequence[str], suffixes: Sequence[str]) -> 
     if found.pictures and others:
         counts = Counter(_suffix(path) or "no suffix" for path in others)
         kinds = ", ".join(f"{kind}: {count}" for kind, count in counts.most_common(4))
-        said = f"{len(others)} other files are neither pictures nor captions and are not read ({kinds})"
-        found.notes.append(f"{found.folder}: {said}")
+        found.notes.append(f"{found.folder}: not read, being neither pictures nor captions: {kinds}")
 
 
 def _say_below(found: Found) -> None:

@@ -113,14 +113,14 @@ def subfolders(folder: str, reading: Reading) -> tuple[list[Subset], list[str]]:
     for place, classes in [(folder, False), *places]:
         inside = _folders(place)
         if classes and not any(numbered(name) for name in inside):
-            subsets.append(Subset(place, reading, classes=True, deep=True))
+            subsets.append(Subset(place, replace(reading, caption=None), classes=True, deep=True))
         for name in inside:
             path = os.path.join(place, name)
             match numbered(path):
                 case (0, _):
                     notes.append(f"{path} is left out: its name asks for 0 repeats")
                 case (repeats, words):
-                    how = replace(reading, caption=words or reading.caption)
+                    how = replace(reading, caption=words or (None if classes else reading.caption))
                     subsets.append(Subset(path, how, repeats, classes))
     if not any(not subset.classes for subset in subsets):
         return [], []
@@ -239,7 +239,8 @@ def _reading(where: str, it: Mapping[str, Any], reading: Reading) -> Reading:
         raise ValueError(f"{where}: caption_dropout_rate is {dropout}, expected a share from 0 to 1")
     return replace(
         reading,
-        caption=it.get("class_tokens") or reading.caption,
+        caption=it.get("class_tokens")
+        or (None if it.get("is_reg") else reading.caption),  # data.caption is the subject
         prefix=it.get("caption_prefix", ""),
         suffix=it.get("caption_suffix", ""),
         choices=it.get("enable_wildcard", False),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -144,16 +143,16 @@ def views(sample: Caption, original: tuple[int, int], look: Look) -> list[View]:
     spare = scaled[0] - size[0], scaled[1] - size[1]
     corners = [(spare[0] // 2, spare[1] // 2)]
     if look.crop == "random" and any(spare):
-        corners = list(dict.fromkeys(_corners(Path(sample.image.path).name, spare, look.crops)))
+        corners = _corners(Path(sample.image.path).name, spare, look.crops)
     flips = (False, True) if look.flip else (False,)
     return [View(original, scaled, size, *corner, flip) for flip in flips for corner in corners]
 
 
-def _corners(name: str, spare: tuple[int, int], count: int) -> Iterator[tuple[int, int]]:
+def _corners(name: str, spare: tuple[int, int], count: int) -> list[tuple[int, int]]:
     """By the file's name alone: rows may be shuffled, and folders moved, without making other crops of a picture."""
     draw = random.Random(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-    for _ in range(count):
-        yield draw.randint(0, spare[0]), draw.randint(0, spare[1])
+    places = (spare[0] + 1) * (spare[1] + 1)
+    return [divmod(place, spare[1] + 1) for place in draw.sample(range(places), min(count, places))]
 
 
 def pixels(image: ImageRef, view: View, key: str) -> NDArray[np.uint8]:

@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from anymix.data.folders import scan
 from anymix.engines import pictures
 from anymix.engines.image import How, ImageEngine
 from anymix.engines.prompts import Wanted
 
 NAME = re.compile(r"class-(\d{5})\.png")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Show = Callable[[int, int], None]  # pictures there are, pictures there should be
 
 
@@ -32,12 +32,10 @@ def fill(
     Raises ValueError when the folder holds class pictures of another prompt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    here = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
-    ours = {int(found[1]): path for path in here if (found := NAME.fullmatch(path.name))}
-    for path in ours.values():
+    here = _there(folder)
+    for path in (path for path in here if path.parent == folder and NAME.fullmatch(path.name)):
         _refuse_other(path, prompt)
-    theirs = len(here) - len(ours)
-    missing = [n for n in range(max(0, count - theirs)) if n not in ours]
+    missing = lacking(folder, count)
     if show is not None:
         show(len(here), max(count, len(here)))
     if not missing:
@@ -49,6 +47,19 @@ def fill(
         if show is not None:
             show(len(here) + len(written), max(count, len(here)))
     return sorted(written)
+
+
+def lacking(folder: str | Path, count: int) -> list[int]:
+    """Numbers of the pictures to be drawn until `folder` has `count`; those of others count too."""
+    folder = Path(folder)
+    here = _there(folder)
+    ours = {int(found[1]) for path in here if path.parent == folder and (found := NAME.fullmatch(path.name))}
+    return [n for n in range(max(0, count - (len(here) - len(ours)))) if n not in ours]
+
+
+def _there(folder: Path) -> list[Path]:
+    """As training will find them."""
+    return [Path(path) for path in scan(str(folder)).pictures] if folder.is_dir() else []
 
 
 def _refuse_other(path: Path, prompt: str) -> None:

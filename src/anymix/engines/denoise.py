@@ -64,8 +64,4 @@ def rescaled(predicted: Tensor, told: Tensor, share: float) -> Tensor:
 
 def scaled(config: Any, latents: Tensor) -> Tensor:
     """What a VAE of this config encodes, as its denoiser expects it."""
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(v, device=latents.device)[None, :, None, None] for v in (mean, std))
-        return (latents - mean) * config.scaling_factor / std
     return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from anymix.adapters import loading
+from anymix.adapters import lora as adapters
 from anymix.adapters.opening import open_family
 from anymix.engines.image import ImageEngine
+from anymix.families import open_folder
 from anymix.families.contract import ImageFamily
 
 BLOCK = 2**20  # bytes of a file read at once
@@ -32,10 +34,24 @@ def opened(
     family = open_family(path, device, dtype, **given)
     if not isinstance(family, ImageFamily):
         raise ValueError(f"{path} is of the family {family.name}, which does not draw; open a model that does")
-    for name in [name for name, value in parts.items() if value is not None]:
-        _refuse_same(family, path, name, parts[name])
+    _refuse_same(family, {name: value for name, value in parts.items() if value is not None}, more.get("tokenizer"))
+    if adapters.is_attached(family.net):
+        adapters.merge(family.net)
     family.net.eval()
     return ImageEngine(family, path, loras=_add(family, loras))
+
+
+def _refuse_same(family: ImageFamily, swapped: Mapping[str, str | Path], tokenizer: str | Path | None) -> None:
+    """The model as it is without them is opened from mapped files, of which only a piece of each tensor is read."""
+    if not swapped:
+        return
+    more = {} if tokenizer is None else {"tokenizer": tokenizer}
+    own, now = open_folder(family.folder, "cpu", None, **more), family.hashes
+    assert isinstance(own, ImageFamily)
+    for name, place in swapped.items():
+        if own.hashes[name] == now[name]:
+            found = f"{name} = {place} has the very weights {family.folder} has already ({now[name]})"
+            raise ValueError(f"{found}; leave {name} out, or give the one you meant")
 
 
 def pairs(lora: Any) -> list[tuple[str | Path, float]]:
@@ -57,7 +73,9 @@ def _add(family: ImageFamily, loras: Sequence[tuple[str | Path, float]]) -> dict
         before = family.hashes
         (found,) = loading.merge_files(family.net, [(path, weight)])
         if family.hashes == before:
-            raise ValueError(f"{path} at weight {weight:g} leaves every weight as it was; use a higher weight or dtype fp32")
+            raise ValueError(
+                f"{path} at weight {weight:g} leaves every weight as it was; use a higher weight or dtype fp32"
+            )
         added[f"lora {Path(path).name}:{weight:g}"] = _print(found.path)
     return added
 

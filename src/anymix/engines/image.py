@@ -26,6 +26,7 @@ from anymix.engines.pictures import Picture
 from anymix.engines.pixels import Source, opened, to_images, to_tensor
 from anymix.engines.prompts import Wanted
 from anymix.engines.schedulers import Solver
+from anymix.families.common.drawing import scheduler_of
 from anymix.families.common.pictures import clean
 from anymix.families.contract import Condition, ImageFamily
 
@@ -172,13 +173,9 @@ class ImageEngine:
     # --------------------------------------------------------------------------------------------- before the drawing
 
     @property
-    def multiple(self) -> int:
-        """Pixels that width and height are counted in."""
-        return self.family.scale * int(getattr(self._config, "patch_size", None) or 1)
-
-    @property
-    def _config(self) -> Any:
-        return self.family.part(self.family.denoiser).config
+    def _plan(self) -> Mapping[str, Any]:
+        """The scheduler's config, saying what is trained at this moment, as it would be saved."""
+        return schedulers.mended(scheduler_of(self.family.objective, self.family.scheduler), self.family.name)
 
     def _filled(self, wanted: Sequence[Wanted], call: _Call) -> list[Wanted]:
         """Rows with nothing left open, and the steps of all of them counted."""
@@ -190,7 +187,7 @@ class ImageEngine:
         return rows
 
     def _whole(self, row: Wanted, call: _Call) -> Wanted:
-        step, how = self.multiple, call.how
+        step, how = self.family.grain, call.how
         edges = (self.family.resolution,) * 2 if call.image is None else call.image.size
         width, height = row.width or max(1, edges[0] // step) * step, row.height or max(1, edges[1] // step) * step
         self._refuse_size(width, height)
@@ -204,26 +201,25 @@ class ImageEngine:
         )
 
     def _refuse_size(self, width: int, height: int) -> None:
-        step = self.multiple
+        step, config = self.family.grain, self.family.part(self.family.denoiser).config
         if width % step or height % step:
             near = "x".join(str(max(1, round(edge / step)) * step) for edge in (width, height))
             found = f"the size {width}x{height} is not in steps of {step} pixels"
             raise ValueError(f"{found}, which this model draws in; use {near}")
-        most = (getattr(self._config, "pos_embed_max_size", None) or 0) * step
+        most = (getattr(config, "pos_embed_max_size", None) or 0) * step
         if most and max(width, height) > most:
             raise ValueError(f"the size {width}x{height} is more than the {most}x{most} this model can draw; use less")
 
     def _solver(self, size: tuple[int, int], steps: int, call: _Call, generators: Sequence[torch.Generator]) -> Solver:
-        config, how = self.family.scheduler, call.how
-        scheduler = schedulers.build(how.scheduler, config, getattr(self.family, "objective", None), how.spacing)
+        config, how = self._plan, call.how
         return Solver(
-            scheduler,
+            schedulers.build(how.scheduler, config, how.spacing),
             steps,
             generators,
             strength=None if call.image is None else how.strength,
             flow=schedulers.is_flow(config),
             eta=how.eta,
-            mu=schedulers.dynamic_shift(config, (size[0] // self.multiple) * (size[1] // self.multiple)),
+            mu=schedulers.dynamic_shift(config, (size[0] // self.family.grain) * (size[1] // self.family.grain)),
         )
 
     @torch.no_grad()
@@ -243,10 +239,7 @@ class ImageEngine:
             return self.family.condition([row.prompt], _size(row))
         # one call for both, so that the shorter is filled up to the chunks of the longer; one call for each picture,
         # so that what it is told does not depend on its neighbours
-        both = self.family.condition([row.negative or "", row.prompt], _size(row))
-        if row.negative is None and getattr(self.family, "zero_negative", False):
-            return Condition({name: _without_first(name, t) for name, t in both.tensors.items()})
-        return both
+        return self.family.condition([row.negative, row.prompt], _size(row))
 
     # ---------------------------------------------------------------------------------------------------- the drawing
 
@@ -323,7 +316,7 @@ class ImageEngine:
 
     def _picture(self, job: _Job, image: Image.Image, call: _Call, seconds: float) -> Picture:
         how = call.how
-        settings: dict[str, Any] = {"scheduler": how.scheduler or self.family.scheduler.get("_class_name")}
+        settings: dict[str, Any] = {"scheduler": how.scheduler or self._plan.get("_class_name")}
         settings |= {} if call.image is None else {"strength": how.strength}
         settings |= {name: value for name in ("rescale", "eta", "spacing") if (value := getattr(how, name))}
         return Picture(image, job.wanted, job.place, settings, call.hashes, self.source, seconds)
@@ -342,13 +335,8 @@ def _size(row: Wanted) -> tuple[int, int]:
     return row.width, row.height
 
 
-def _without_first(name: str, tensor: Tensor) -> Tensor:
-    """The negative's row emptied; sizes are no words and stay."""
-    return tensor if name == "time_ids" else torch.cat((torch.zeros_like(tensor[:1]), tensor[1:]))
-
-
 def _refuse_broken(values: Tensor, rows: Sequence[Wanted], what: str, remedy: str) -> None:
-    if not bool(torch.isfinite(values).all()):
+    if not bool(values.isfinite().all()):
         seeds = ", ".join(str(row.seed) for row in rows)
         raise ValueError(f"the {what} are not numbers (NaN or infinite) in the batch of seed {seeds}; {remedy}")
 

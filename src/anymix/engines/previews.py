@@ -37,12 +37,13 @@ def previews(
     every: int | None = None,
     device: Device | None = None,
     dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] | None = None,
 ) -> Check:
     """A check that draws `wanted`; a row without a seed has its own number for one, so that steps can be compared.
 
     every: only at steps that are multiples of it. device, dtype: what training runs on and computes in; the weights
-    keep theirs. A picture that breaks (NaN) does not break the run: the reason stands in the folder, and the value
-    `previews_broken` is 1."""
+    keep theirs. A picture that breaks (NaN) does not break the run: the reason stands in the folder and goes to `say`,
+    and the value `previews/failed` is 1."""
     if not wanted:
         raise ValueError("there is no prompt to draw previews of; give one, or leave previews out")
     rows = [replace(row, seed=n) if row.seed is None else row for n, row in enumerate(wanted)]
@@ -61,10 +62,10 @@ def previews(
                 drawn = sorted(engine.stream(rows, how), key=lambda picture: picture.place)
             except ValueError as error:
                 broken = str(error)
-        _write(Path(out) / FOLDER / f"step-{step:06d}", drawn, broken)
-        black = sum(picture.black for picture in drawn)
-        seconds = time.perf_counter() - began
-        return {"previews_seconds": seconds, "previews_black": black, "previews_broken": float(bool(broken))}
+        _write(of(out, step), drawn, broken)
+        if broken and say is not None:
+            say(f"step {step}: the previews were not drawn: {broken}; training goes on")
+        return {"previews/seconds": time.perf_counter() - began, "previews/failed": float(bool(broken))}
 
     return check
 
@@ -83,6 +84,11 @@ def undisturbed(family: ImageFamily, device: Device) -> Iterator[None]:
             module.training = training
         set_rng_state(device, states)
         family.leave()
+
+
+def of(out: str | Path, step: int) -> Path:
+    """The folder of the preview of a step."""
+    return Path(out) / FOLDER / f"step-{step:06d}"
 
 
 def steps(out: str | Path) -> list[tuple[int, Path]]:

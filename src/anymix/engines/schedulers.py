@@ -18,9 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anymix.objectives.diffusion import Diffusion
-from anymix.objectives.flow import Flow
-
 KARRAS = {"use_karras_sigmas": True}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
@@ -46,7 +43,6 @@ FLOW: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", _FLOW),
 }
 SPACINGS = ("leading", "linspace", "trailing")
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
 _ZERO_SNR = "rescale_betas_zero_snr"
 
 
@@ -60,20 +56,18 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return "FlowMatch" in str(config.get("_class_name")) or bool(config.get("use_flow_sigmas"))
 
 
-def build(
-    name: str | None,
-    config: Mapping[str, Any],
-    objective: Diffusion | Flow | None = None,
-    spacing: str | None = None,
-) -> Any:
-    """A diffusers scheduler by `name` for a model of `config`.
+def mended(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The config as the family's pipeline uses it: Stable Diffusion 1 and 2 have files older than two of its keys."""
+    return {**config, **({"steps_offset": 1, "clip_sample": False} if family == "sd" else {})}
 
-    `objective`: what the model is trained on at this moment, which wins over what its config says of prediction and
-    zero terminal SNR. `spacing`: leading, linspace or trailing instead of the config's. Raises ValueError for a name
-    that is not known, or one that cannot draw this model."""
+
+def build(name: str | None, config: Mapping[str, Any], spacing: str | None = None) -> Any:
+    """A diffusers scheduler by `name` for a model of `config`, `spacing` (leading, linspace, trailing) its timesteps.
+
+    Raises ValueError for a name that is not known, or one that cannot draw this model."""
     kind, changes = _entry(name, config)
     cls = _class(kind)
-    tree = {**config, **_trained(objective), **changes}
+    tree = {**config, **changes}
     taken = inspect.signature(cls.__init__).parameters
     if is_flow(config):
         tree |= {"flow_shift": config.get("shift", 1.0)} if "flow_shift" in taken else {}
@@ -110,13 +104,6 @@ def _class(kind: str) -> Any:
 
 def _takes(kind: str, parameter: str) -> bool:
     return parameter in inspect.signature(_class(kind).__init__).parameters
-
-
-def _trained(objective: Diffusion | Flow | None) -> dict[str, Any]:
-    if not isinstance(objective, Diffusion):
-        return {}
-    zero = float(objective.alphas_cumprod[-1]) == 0
-    return {"prediction_type": _PREDICTIONS[objective.prediction], _ZERO_SNR: zero}
 
 
 def _spacing(tree: Mapping[str, Any], asked: str | None) -> dict[str, Any]:

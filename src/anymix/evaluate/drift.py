@@ -55,7 +55,10 @@ def drift(setting: Setting, prompts: Sequence[str] = ()) -> Check:
             values = {} if base is None else _values(family, base, _predictions(family, asked, setting))
         if base is None and not told:
             told = True
-            setting.say(f"{out / FILE} is not there, so drift has no start to be measured from")
+            setting.say(
+                f"{out / FILE} is not there, or of other prompts, so drift has no start to be measured from; "
+                "copy it from the run this one goes on from"
+            )
         return Checked(finite(values, step, setting.say))
 
     return check
@@ -90,7 +93,7 @@ def _predictions(family: ImageFamily, prompts: Sequence[str], setting: Setting) 
         for time in TIMES:
             level = family.objective.at(time)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed(prompt, time)))
-            latents = noise * torch.sqrt(level["signal"] ** 2 + level["sigma"] ** 2)
+            latents = noise * (level["signal"] ** 2 + level["sigma"] ** 2).sqrt()
             predicted = family.predict(latents.to(handle), level["t"][None].to(handle), condition)
             found[f"prediction {time} {prompt}"] = predicted[0].float().cpu()
     return found

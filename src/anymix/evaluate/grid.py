@@ -67,7 +67,10 @@ def grid_loss(setting: Setting) -> Check:
             now = _errors(family, stills, setting)
         if base is None and not told:
             told = True
-            setting.say(f"{out / GRID_FILE} is not there, so the loss by time has no start to compare with")
+            setting.say(
+                f"{out / GRID_FILE} is not there, or of other rows, so the loss by time has no start to compare with; "
+                "copy it from the run this one goes on from"
+            )
         return Checked(finite(_values(now, base), step, setting.say))
 
     return check

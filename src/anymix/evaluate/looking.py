@@ -43,7 +43,7 @@ def looking(family: ImageFamily, device: Device, dtype: torch.dtype) -> Iterator
         with torch.no_grad(), autocast(device, dtype):
             yield
     finally:
-        for module, mode in modes:  # parents first, as train() reaches into children; DoRA empties its cache in it
+        for module, mode in modes:  # parents first: train() reaches into children, and may do more than set a flag
             module.train(mode)
         for part, place in places:
             if next(part.parameters()).device != place:

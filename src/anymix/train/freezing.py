@@ -14,6 +14,8 @@ from fnmatch import translate
 import torch
 from torch import nn
 
+from anymix.adapters.kinds import of_adapter
+
 
 def apply(net: nn.Module, freeze: Sequence[str], unfreeze: Sequence[str], idle: Sequence[str] = ()) -> None:
     """Set `requires_grad`: `freeze`, then `unfreeze`, then `idle` (what no loss reaches) frozen again.
@@ -61,7 +63,7 @@ def _by_part(net: nn.Module) -> Iterable[tuple[str, int]]:
     counts: dict[str, int] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            lora = " LoRA" if ".lora_" in name else ""
+            lora = " LoRA" if of_adapter(name) else ""
             part = next((p for p in name.split(".") if p != "model"), name) + lora
             counts[part] = counts.get(part, 0) + parameter.numel()
     return sorted(counts.items(), key=lambda item: -item[1])

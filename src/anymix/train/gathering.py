@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from anymix.config import Run
-from anymix.data import conversations
+from anymix.data import captions, conversations
 from anymix.data.check import Verdict, check
-from anymix.data.conversations import Rows
+from anymix.data.check_pictures import check_pictures
 from anymix.data.loader import hold_out
 from anymix.device import ranks
-from anymix.families.contract import Family
+from anymix.families.contract import Family, ImageFamily
+from anymix.train import pictures
 
 Say = Callable[[str], None]
 Skipped = list[tuple[str, str]]  # (key, reason)
+Rows = conversations.Rows | captions.Rows
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,24 @@ class Gathered:
     @property
     def largest(self) -> str:
         """The largest row, for people."""
-        return f"the longest has {max(self.verdict.lengths)} tokens"
+        return f"the largest has {max(self.verdict.lengths):,} {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """What the lengths of rows are counted in."""
+        return "pixels" if self.verdict.views else "tokens"
 
 
 def gather(run: Run, family: Family, me: ranks.Ranks, say: Say) -> Gathered:
     """Read, hold out, check. Raises ValueError (one sentence, or a list of bad rows) for what is wrong."""
     data = run.data
-    rows = _read(run, data.path)
+    rows = _read(run, family, data.path)
     held: Rows | None = None
     if isinstance(data.val, float):
         train, val = hold_out([rows.key(i) for i in range(len(rows))], data.val, run.train.seed)
         rows, held = rows.take(train), rows.take(val)
     elif data.val is not None:
-        held = _read(run, data.val)
+        held = _read(run, family, data.val)
     verdict = _checked(rows, run, family, me, "training", say)
     skipped: Skipped = []
     if held is not None:
@@ -51,9 +58,34 @@ def gather(run: Run, family: Family, me: ranks.Ranks, say: Say) -> Gathered:
     return Gathered(rows.take(verdict.good), held, verdict, skipped)
 
 
-def _read(run: Run, path: str | list[str]) -> Rows:
+def _read(run: Run, family: Family, path: str | list[str]) -> Rows:
     data = run.data
+    if isinstance(family, ImageFamily):
+        return captions.read(
+            path,
+            data.root,
+            limit=data.limit,
+            split=data.split,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            caption=data.caption,
+        )
     return conversations.read(path, data.root, limit=data.limit, split=data.split, image_column=data.image_column)
+
+
+def _examine(rows: Rows, run: Run, family: Family, progress: Callable[[int, int], None]) -> Verdict:
+    if isinstance(rows, captions.Rows):
+        assert isinstance(family, ImageFamily), "only such a family's rows are captions"
+        return check_pictures(
+            rows,
+            pictures.look(run, family),
+            masked=run.objective.masked,
+            grain=family.grain,
+            tokens=lambda text: family.codec.words(text)["tokenizer"].numel(),
+            on_error=run.data.on_error,
+            progress=progress,
+        )
+    return check(rows, family.codec, run.data.max_length, run.data.on_error, progress)
 
 
 def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, say: Say) -> Verdict:
@@ -63,7 +95,7 @@ def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, 
         verdict = ranks.broadcast_object(verdict)
     if verdict is not None:
         return verdict
-    verdict = check(rows, family.codec, run.data.max_length, run.data.on_error, _alive(which, say))
+    verdict = _examine(rows, run, family, _alive(which, say))
     for note in verdict.notes:
         say(f"  {note}")
     if verdict.skipped:

@@ -6,7 +6,6 @@ It knows no family, no file format and no device by name. Weights are saved befo
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from anymix.adapters import files, lora
+from anymix.adapters import files, kinds
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
@@ -27,6 +26,7 @@ from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
 from anymix.train.gathering import Say
+from anymix.train.handing_out import save_model
 from anymix.train.prepare import Prepared, prepare
 from anymix.train.report import report
 from anymix.train.report.words import spoken
@@ -212,9 +212,10 @@ def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: 
     if (step + 1) % loop.run.train.log_every == 0 or step + 1 == ready.steps:
         seconds = time.perf_counter() - began
         tokens = sum(batch.host["cu_seqlens"][-1] for batch in micro if "cu_seqlens" in batch.host)
+        rate_of = ("tokens_per_s", tokens * ready.split.world) if tokens else ("images_per_s", update.weight)
         values = {"loss": update.loss, "lr": rate, "grad_norm": update.norm, "targets": update.weight,
                   "epoch": (step + 1) * ready.split.rows / len(ready.rows), "seconds": seconds, "data_wait": waited,
-                  "tokens_per_s": tokens * ready.split.world / seconds}  # fmt: skip
+                  rate_of[0]: rate_of[1] / seconds}  # fmt: skip
         _log(loop, values)
 
 
@@ -242,7 +243,7 @@ def _save(loop: _Loop) -> None:
             mean={name: p.cpu() for name, p in loop.ema.mean.items()} if loop.ema else None,
         )
         with loop.to_use():
-            if lora.is_attached(net):
+            if kinds.is_attached(net):
                 save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
         if not loop.stop.is_set():  # whoever asked to stop does not wait long
             _look(loop)
@@ -254,15 +255,6 @@ def _look(loop: _Loop) -> None:
     for check in loop.checks:
         with loop.to_use():
             look(check, ready.family, loop.out, step, ready.stepper.device, loop.trackers, loop.say)
-
-
-def save_model(ready: Prepared, to: Path) -> None:
-    """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
-    family = ready.family
-    if lora.is_attached(family.net):
-        lora.save(family.net, to, str(ready.run.model.path), {"codec": json.dumps(family.codec.chosen())})
-    else:
-        family.save(to, family.layout)
 
 
 def _validate(loop: _Loop) -> bool:

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from anymix import families
-from anymix.adapters import lora
+from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
-from anymix.data.conversations import Rows
-from anymix.data.loader import Order, Split
+from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
-from anymix.families.contract import Family
-from anymix.train import freezing, gathering, optim
-from anymix.train.gathering import Gathered, Say
+from anymix.families.contract import Family, ImageFamily
+from anymix.train import freezing, gathering, optim, pictures
+from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
 
+KINDS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -33,7 +33,7 @@ class Prepared:
     family: Family
     stepper: Stepper
     found: Gathered
-    order: Order
+    order: Stream
     split: Split
     steps: int
     digest: str  # of the training rows' names
@@ -62,20 +62,25 @@ def prepare(run: Run, device: Device, me: ranks.Ranks, say: Say) -> Prepared:
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
     found = gathering.gather(run, family, me, say)
-    rows = found.rows
     _choose_what_trains(run, family, say)
     dtype = compute_dtype(run.model.dtype, device)
     freezing.settle_precision(family.net, dtype)
+    if isinstance(family, ImageFamily):
+        family.rest()
     family.net.to(device.handle)
     family.net.train()
     _checkpoint_activations(run, family)
     split = Split(run.train.batch, run.train.accumulate, me.rank, me.world)
-    steps = run.train.steps or split.steps(len(rows), run.train.epochs)
+    steps = run.train.steps or split.steps(len(found.rows), run.train.epochs)
+    order: Stream = Order(len(found.rows), run.train.seed, run.data.shuffle)
+    if isinstance(family, ImageFamily):
+        found = pictures.beside(run, family, found)
+        order = pictures.order(run, found.verdict, split, say)
+        pictures.encode_once(run, family, found, device, dtype, me, say)
     stepper = _stepper(run, family, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(found, split, steps))
-    order = Order(len(rows), run.train.seed, run.data.shuffle)
-    return Prepared(run, family, stepper, found, order, split, steps, _digest(rows))
+    return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
 
 
 def _digest(rows: Rows) -> str:
@@ -96,18 +101,24 @@ def open_model(run: Run) -> Family:
     """The model on the host, weights as in their files (mapped where possible)."""
     model = run.model
     options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
-               "min_tiles": model.min_tiles, "thumbnail": model.thumbnail}  # fmt: skip
-    return families.open_folder(model.path, "cpu", None, **{k: v for k, v in options.items() if v is not None})
+               "min_tiles": model.min_tiles, "thumbnail": model.thumbnail, "unet": model.unet, "vae": model.vae,
+               "transformer": model.transformer, "tokenizer": model.tokenizer}  # fmt: skip
+    given = {key: value for key, value in options.items() if value is not None}
+    family = families.open_folder(model.path, "cpu", None, **given)
+    if model.scratch:
+        pictures.begin_anew(family)
+    return family
 
 
 def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
     if run.adapter is not None:
         names = lora.attach(family.net, run.adapter, family.lora_targets, run.model.path)
-        say(f"LoRA rank {lora.settings_of(family.net).r} on {len(names)} layers: {lora.summary(names)}")
+        kind, rank = kinds.kind_of(family.net), kinds.settings_of(family.net).r
+        say(f"{KINDS[kind]} rank {rank} on {len(names)} layers: {targets.summary(names)}")
     resting = () if run.adapter is not None else family.resting  # an adapter has frozen all but itself
     freezing.apply(family.net, [*resting, *run.train.freeze], run.train.unfreeze, family.idle)
     if run.adapter is not None:
-        lora.extras(family.net)  # what a PEFT folder has no place for stops the run here
+        saving.check(family)  # what the file has no place for stops the run here
     say(freezing.summary(family.net))
 
 

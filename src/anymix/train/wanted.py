@@ -57,6 +57,7 @@ class Want(NamedTuple):
 class Looked(NamedTuple):
     """What one sample may ask for."""
 
+    place: Place
     sizes: list[tuple[Want, int | None]]  # bytes of the entry; None: not kept
     unwritten: list[OSError]  # of pictures that could not be remembered
 
@@ -103,7 +104,7 @@ def listed(
                     into.missing.setdefault(want.name, want)
                 else:
                     into.found[want.name] = size
-            yield done
+            yield done + share.index(looked.place.row)
         done += len(share)
         yield done
 
@@ -133,7 +134,7 @@ def _list_texts(sample: Caption, plan: Plan, into: Wanted) -> None:
 
 def _look(kept: Encodings, plan: Plan, scale: int, placed: tuple[Place, Caption]) -> Looked:
     place, sample = placed
-    found = Looked([], [])
+    found = Looked(place, [], [])
     seen = _seen(kept, sample.image, sample.key, found)
     mask = _seen(kept, sample.mask, sample.key, found) if plan.masked and sample.mask else None
     for view in ways(sample, seen.size, plan):

@@ -89,6 +89,7 @@ def stem_of(kind: str) -> str:
 def in_folder(name: str, folder: Path) -> Part:
     """The part in a folder with a config.json. Raises ValueError where its weights are not there whole."""
     config = read_json(folder / "config.json")
+    _refuse_unknown(name, kind_of(config), folder)
     file_of = weights_of(folder, stem_of(kind_of(config)))
     return Part(name, config, folder, lambda: mapped(folder, file_of), file_of)
 
@@ -161,10 +162,6 @@ def build(part: Part, device: torch.device | str, dtype: torch.dtype | None) -> 
 
 
 def empty(part: Part) -> nn.Module:
-    if part.kind not in (*_DIFFUSERS, *_TRANSFORMERS):
-        known = ", ".join((*_DIFFUSERS, *_TRANSFORMERS))
-        found = part.kind or "model without a class"
-        raise ValueError(f"{part.where}: its {part.name} is a {found}, expected one of {known}")
     config = dict(part.config)
     try:
         with torch.device("meta"):
@@ -179,6 +176,12 @@ def empty(part: Part) -> nn.Module:
         raise ValueError(
             f"{part.where}: the config.json of its {part.name} makes no model ({reason}); copy it again"
         ) from None
+
+
+def _refuse_unknown(name: str, kind: str, where: Path) -> None:
+    if kind not in (*_DIFFUSERS, *_TRANSFORMERS):
+        known = ", ".join((*_DIFFUSERS, *_TRANSFORMERS))
+        raise ValueError(f"{where}: its {name} is a {kind or 'model without a class'}, expected one of {known}")
 
 
 def _native(part: Part, read: Tensors, net: nn.Module) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 KEPT_BYTES = 64 * 2**20  # of one small file beside the weights, kept in memory: folders go while a run trains
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf")
+VARIANT = re.compile(r"(model|diffusion_pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?(\.\w+)?\.safetensors")
 log = logging.getLogger(__name__)
 
 
@@ -104,9 +106,7 @@ def swapped(name: str, path: str | Path, expected: str) -> Part:
     folder = resolve(path)
     inside = folder / name if (folder / name / "config.json").is_file() else folder
     if not (inside / "config.json").is_file():
-        raise ValueError(
-            f"{name} = {path}: neither a {name} (config.json and weights) nor a folder with one in {name}/"
-        )
+        raise ValueError(f"{name} = {path} is neither a {name} (config.json and weights) nor a folder that holds one")
     found = parts.kind_of(read_json(inside / "config.json"))
     if expected and found != expected:
         raise ValueError(f"{name} = {path} is a {found or 'model without a class'}, expected {expected}")
@@ -118,9 +118,8 @@ def _words(folder: Path, name: str, tokenizer: str | Path | None) -> Path:
     for place in (home / name, *([home] if tokenizer is not None else [])):
         if any((place / file).is_file() for file in TOKENIZER_FILES):
             return place
-    raise ValueError(
-        f"{home} has no {name} ({' or '.join(TOKENIZER_FILES)}); copy it there, or give tokenizer= a folder"
-    )
+    wanted = " or ".join(TOKENIZER_FILES)
+    raise ValueError(f"{home} has no {name} ({wanted}); copy it there, or set model.tokenizer to a folder that has it")
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -246,6 +245,8 @@ class Pipeline:
                 if not (beside / name / "config.json").exists():
                     _write_json(beside / name / "config.json", origin.part.config)
                 part_files.store(self.part(name), origin, beside / name, Path(folder) / name, dtype)
+        for name in self.origins:  # diffusers, asked for a variant, would open the former model's
+            shards.drop_former(Path(folder) / name, VARIANT)
 
     def _write_beside(self, beside: Path) -> None:
         lost = []

@@ -26,8 +26,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 STEMS = ("model", "diffusion_pytorch_model")  # how weight files begin: transformers' models, diffusers' models
 WEIGHT_FILE = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors")  # as a save names them
-# in a part of a pipeline: a variant beside what was saved anew would be another model's
-PART_FILE = re.compile(r"(model|diffusion_pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?(\.\w+)?\.safetensors")
 SHARD_BYTES = 5 * 2**30  # of a save that has no split of its source to keep
 SAVING = ".anymix-saving"  # in a folder: files of a whole save that have yet to take their places
 POINTER = b"version https://git-lfs"
@@ -255,7 +253,7 @@ def _take_places(whole: Path, folder: Path) -> None:
         os.replace(path, target)
         sync_folder(target.parent)
     for place in places:
-        _drop_former(folder / place, PART_FILE if place.parts else WEIGHT_FILE)
+        drop_former(folder / place, WEIGHT_FILE)
     shutil.rmtree(whole)
     sync_folder(folder)
 
@@ -268,8 +266,8 @@ def _stems(place: Path) -> list[str]:
     return [stem for stem in STEMS if (place / single_of(stem)).exists() or (place / index_of(stem)).exists()]
 
 
-def _drop_former(place: Path, names: re.Pattern[str]) -> None:
-    """Remove weights that those just moved to `place` have taken the place of."""
+def drop_former(place: Path, names: re.Pattern[str]) -> None:
+    """Remove the files of these names that the weights now in `place` have taken the place of."""
     for stem in _stems(place):
         named = set(mapped(place, stem).values())
         for path in place.iterdir():

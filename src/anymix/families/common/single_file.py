@@ -195,7 +195,7 @@ def third(number: int, tensor: Tensor) -> Tensor:
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    return tensor.T
+    return tensor.T.contiguous()
 
 
 _UNET_ENDS = {

@@ -21,8 +21,13 @@ def opened_in(config: Mapping[str, Any], dtype: torch.dtype | None) -> torch.dty
 def safe(vae: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """The VAE, widened to fp32 where its files are fp16 and its config says that it overflows in them."""
     if config.get("force_upcast") and next(vae.parameters()).dtype == torch.float16:
-        vae.to(torch.float32)
+        _widen(vae)
     return vae
+
+
+def _widen(vae: nn.Module) -> None:
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.float()
 
 
 @torch.no_grad()
@@ -37,7 +42,8 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     """`moments`, in fp32 where fp16 is not enough. Raises ValueError when they are not finite then."""
     found = moments(vae, pixels)
     if not found.isfinite().all() and next(vae.parameters()).dtype != torch.float32:
-        found = moments(vae.to(torch.float32), pixels)
+        _widen(vae)
+        found = moments(vae, pixels)
     _refuse_broken(found, "encodes a picture")
     return found
 
@@ -57,7 +63,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
         )
     found = once()
     if not found.isfinite().all() and next(vae.parameters()).dtype != torch.float32:
-        vae.to(torch.float32)
+        _widen(vae)
         found = once()
     _refuse_broken(found, "decodes latents")
     return found

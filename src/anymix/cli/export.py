@@ -1,0 +1,90 @@
+"""`anymix export LORA --to FORM -o FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from anymix.adapters.details import Details
+    from anymix.adapters.reading import LoraFile
+
+FORMS = ("diffusers", "kohya", "comfyui")
+REPLACED = {
+    "title": ("ss_output_name", "modelspec.title"),
+    "trigger": ("modelspec.trigger_phrase",),
+    "preview": ("modelspec.thumbnail",),
+}
+
+
+def export(
+    lora: Annotated[str, typer.Argument(help="What `train` wrote, or a LoRA file in any form: .safetensors.")],
+    to: Annotated[str, typer.Option(help="diffusers, kohya (also A1111, Forge) or comfyui.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")],
+    base: Annotated[str | None, typer.Option(help="Model under the LoRA; default: the one it names.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as in the file.")] = None,
+    title: Annotated[str | None, typer.Option(help="Name that other programs show.")] = None,
+    trigger: Annotated[list[str] | None, typer.Option(help="Word that calls it up; several times for several.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Picture (PNG, JPEG, WebP) that other programs show.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a LoRA as other programs name its tensors, with its true alpha."""
+    from anymix.adapters import formats, loading, opening, reading
+
+    for option, value, known in (("to", to, FORMS), ("dtype", dtype, tuple(opening.DTYPES))):
+        if value is not None and value not in known:
+            raise ValueError(f"--{option} is {', '.join(known[:-1])} or {known[-1]}, found {value!r}")
+    _refuse_peft(lora)
+    source = loading.locate(lora)
+    _refuse_output(output, source, overwrite)
+    under = opening.base_of(source, base)
+    net = _outline(under)
+    found = reading.read(net, source)
+    about = _about(found, title, trigger, preview)
+    kind = opening.DTYPES[dtype] if dtype else None
+    count = formats.write(net, output, to, under, about, found=found.updates, dtype=kind)
+    again = reading.read(net, output)
+    if again.updates.keys() != found.updates.keys():
+        raise ValueError(f"{output} does not read back as what {source} holds; please report this with the file")
+    typer.echo(f"read {source}: {found.summary}, {found.tensors} tensors")
+    typer.echo(f"written to {output}: {to}, {count} tensors")
+
+
+def _refuse_peft(lora: str) -> None:
+    from anymix.adapters import files
+
+    if files.is_adapter(Path(lora).expanduser()):
+        raise ValueError(
+            f"{lora} is the adapter of a model that talks, which has these forms not; for the names of the original "
+            "network use anymix merge --as-adapter"
+        )
+
+
+def _refuse_output(output: Path, source: Path, overwrite: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--output {output} is no .safetensors file; give one such as {output.stem}.safetensors")
+    if output.resolve() == source.resolve():
+        raise ValueError(f"--output {output} is the LoRA itself; give another file")
+    if output.exists() and not overwrite:
+        raise ValueError(f"--output {output} is there already; give another file, or add --overwrite")
+
+
+def _outline(under: Path) -> Any:
+    """Names and shapes of the model: its weights are needed only where no configuration lies beside them."""
+    from anymix.adapters.outline import outline
+    from anymix.families import open_folder
+
+    return outline(under) if (under / "model_index.json").is_file() else open_folder(under).net
+
+
+def _about(found: LoraFile, title: str | None, trigger: list[str] | None, preview: Path | None) -> Details:
+    """What the file said of itself, but for what is said anew."""
+    from anymix.adapters.details import Details
+
+    said = {"title": title, "trigger": trigger, "preview": preview}
+    gone = {"modelspec.hash_sha256", *(key for name, keys in REPLACED.items() if said[name] for key in keys)}
+    known = ("ss_", "modelspec.", "base_", "codec")
+    kept = {key: value for key, value in found.header.items() if key.startswith(known) and key not in gone}
+    return Details(title=title or "", triggers=trigger or (), preview=preview, more=kept)
