@@ -94,7 +94,9 @@ def paint(it: Demo) -> tuple[list[Sample], Section]:
     """All of it -> what the report shows of it."""
     it.tell("paint", word=WORD)
     folder, run = it.out / "drawings", it.out / WORD
-    before = it.ledger.part("drawn before", lambda: ask(_open(it, MODEL), folder, "before", it.counted("drawing before")))
+    before = it.ledger.part(
+        "drawn before", lambda: ask(_open(it, MODEL), folder, "before", it.counted("drawing before"))
+    )
     _tell(it, before)
     it.tell("learn colour", new=NEW, replay=REPLAY)
     album = it.out / "album"
