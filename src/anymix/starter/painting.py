@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from anymix import config
-from anymix.engines import open_image
 from anymix.engines.image import How, ImageEngine
 from anymix.engines.prompts import Wanted
 from anymix.families.common import shards
 from anymix.samples import ImageRef
-from anymix.starter import drawn, sight
+from anymix.starter import drawn, page, sight
 from anymix.starter.canvas import SHAPES
 from anymix.starter.drawn import Wish
-from anymix.starter.pictures import GUIDANCE, STEPS
-from anymix.train.loop import train
+from anymix.starter.pictures import STEPS
 from anymix.train.report import Sample, Section
 
 if TYPE_CHECKING:
@@ -38,6 +36,7 @@ TAUGHT = SHAPES[:3]  # the other shapes are asked for in the new colour all the 
 NEW, REPLAY = 24, 48  # pictures learned from
 NEW_ASKED, OLD_ASKED = 24, 32  # wishes judged
 SHOWN = 6  # of each, in the report
+GUIDANCE = 3.0
 SEED = 310_000_000  # of the pictures learned from; wishes to be judged by begin a hundred million later
 
 Drawn = dict[str, Any]  # new, old: [right, asked]; wishes: [{wish, right, picture}], the first SHOWN with a picture
@@ -102,24 +101,15 @@ def paint(it: Demo) -> tuple[list[Sample], Section]:
     album = it.out / "album"
     it.ledger.part("album", lambda: str(lesson(album).name), made=album / "metadata.jsonl")
     it.ledger.part("train colour", lambda: _train(it, album, run), made=run / "pytorch_lora_weights.safetensors")
-    after = it.ledger.part("drawn after", lambda: ask(_open(it, run), folder, "after", it.counted("drawing after")))
+    after = it.ledger.part("drawn after", lambda: drawn_by(run, "after"))
     _tell(it, before, after)
     return samples(folder, before, after), section(it.words, before, after)
 
 
-def _open(it: Demo, model: str | Path) -> ImageEngine:
-    return open_image(model, it.device, "fp32")
-
-
 def _train(it: Demo, album: Path, run: Path) -> int:
-    changes = [f"{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in (
-        ("data.path", album), ("train.out", run), ("cache.path", it.out / "cache"))]  # fmt: skip
-    it.tell("typed", command=f"anymix train {RECIPE} data.path={album} train.out={run}")
-    asked = config.load(RECIPE, [*changes, f"device={it.device}"])
-    show = it.shown("training")
-    outcome = train(asked, say=lambda text: it.say(f"  {text}"), show=show)
-    it.refuse_stopped(outcome)
-    return outcome.steps
+    changes = page.set_to({"data.path": album, "train.out": run, "cache.path": it.out / "cache"})
+    it.tell("typed", command=page.typed("train", RECIPE, *changes))
+    return it.train(config.load(RECIPE, [*changes, f"device={it.device}"]))
 
 
 def _tell(it: Demo, *judged: Drawn) -> None:
