@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anymix.starter.demo import Answer, Demo, Judged
 
 RECIPE = "recipes/starter_lora.yaml"
+WISH = "a large pink star on a blue background"
 PICTURES = "pictures"  # in the demo's folder
 
 

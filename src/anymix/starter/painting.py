@@ -93,9 +93,11 @@ def paint(it: Demo) -> tuple[list[Sample], Section]:
     """All of it -> what the report shows of it."""
     it.tell("paint", word=WORD)
     folder, run = it.out / "drawings", it.out / WORD
-    before = it.ledger.part(
-        "drawn before", lambda: ask(_open(it, MODEL), folder, "before", it.counted("drawing before"))
-    )
+
+    def drawn_by(model: str | Path, when: str) -> Drawn:
+        return ask(open_image(model, it.device, "fp32"), folder, when, it.counted(f"drawing {when}"))
+
+    before = it.ledger.part("drawn before", lambda: drawn_by(MODEL, "before"))
     _tell(it, before)
     it.tell("learn colour", new=NEW, replay=REPLAY)
     album = it.out / "album"
