@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from anymix import config
+from anymix.engines import open_image
 from anymix.engines.image import How, ImageEngine
 from anymix.engines.prompts import Wanted
 from anymix.families.common import shards
