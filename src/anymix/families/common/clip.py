@@ -47,11 +47,13 @@ def open_tokenizer(words: Words) -> Any:
 
 
 def chunks(tokenizer: Any, text: str) -> Tensor:
-    """(K, 77) int64, K at least 1: no token is lost, no word cut that fits into a chunk."""
+    """(K, 77) int64, K at least 1: no token is lost, no word cut that fits into a chunk. A tokenizer made for shorter
+    chunks (`model_max_length`) makes those."""
     encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    pieces = _cut(encoded.ids, encoded.word_ids, LENGTH - 2) or [[]]
+    room = min(tokenizer.model_max_length, LENGTH) - 2
+    pieces = _cut(encoded.ids, encoded.word_ids, room) or [[]]
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    return torch.tensor([[begin, *piece, end, *[pad] * (LENGTH - 2 - len(piece))] for piece in pieces])
+    return torch.tensor([[begin, *piece, end, *[pad] * (room - len(piece))] for piece in pieces])
 
 
 def _cut(ids: Sequence[int], words: Sequence[int | None], room: int) -> list[list[int]]:
