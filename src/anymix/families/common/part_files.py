@@ -97,8 +97,12 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 def _apart(tensors: parts.Tensors) -> parts.Tensors:
     """Each with memory of its own: a file takes no two views of one tensor."""
-    whole = {name for name, t in tensors.items() if t.is_contiguous() and t.nbytes == t.untyped_storage().nbytes()}
-    return {name: t if name in whole else t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    whole: dict[int, str] = {}  # by place in memory: a tied tensor may stand in a file under two names
+    for name, t in tensors.items():
+        if t.is_contiguous() and t.nbytes == t.untyped_storage().nbytes():
+            whole.setdefault(t.data_ptr(), name)
+    kept = set(whole.values())
+    return {name: t if name in kept else t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
 def _split(sizes: Mapping[str, int], stem: str) -> dict[str, str]:

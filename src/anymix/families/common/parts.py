@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Origin:
-    """What an opened part was: its tensors as in the files, by the module's names, in a mapping of their own."""
+    """What an opened part was: its tensors as in the files, in a mapping of their own, by every name the module has."""
 
     part: Part
     tensors: Mapping[str, Tensor] = field(repr=False)
@@ -157,6 +157,7 @@ def build(part: Part, device: torch.device | str, dtype: torch.dtype | None) -> 
     _fill_tables(net, device)
     again = part.read()
     tensors = {name: again[stored] for stored, name in names.items()}
+    tensors |= {each: tensors[name] for name in list(tensors) for each in groups[name] if each not in tensors}
     stamps = {name: stamp(part.where / name) for name in set(part.file_of.values())}
     return net.eval(), Origin(part, tensors, {name: stored for stored, name in names.items()}, stamps)
 

@@ -159,11 +159,9 @@ def _t5_words(path: Path, home: str | None) -> Path:
         for place in (folder / T5_WORDS, folder):
             if _is_t5(place):
                 return place
-    where = (
-        f"and none of {', '.join(T5_HOMES[:2])}, ... lies on this machine" if home is None else f"and {home} neither"
-    )
+    here = "on this machine lies none" if home is None else f"in {home} is none"
     raise ValueError(
-        f"{path} holds T5 but no vocabulary of it, {where}; set model.tokenizer to a folder with SD3's tokenizers"
+        f"{path} holds T5 but no vocabulary of it, and {here}; set model.tokenizer to a folder with SD3's tokenizers"
     )
 
 
