@@ -14,7 +14,7 @@ from anymix.engines.image import ImageEngine
 from anymix.families import open_folder
 from families import tiny_pictures
 
-NAMES = ("sd", "sdxl")
+NAMES = ("sd", "sdxl", "sd3")
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusion"
 _HOME = tempfile.TemporaryDirectory(prefix="anymix-painters-")
 

@@ -173,3 +173,16 @@ def test_the_folder_of_a_model_is_not_touched(parts, adapter, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     anymix.open_image(copy, "cpu", unet=parts / "unet", lora=adapter).draw("a cat", **TOLD)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_sd3_takes_a_transformer_of_ones_own(tmp_path):
+    pipe = DiffusionPipeline.from_pretrained(folder("sd3"))
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.mul_(-1)
+    pipe.transformer.save_pretrained(tmp_path / "mine")
+    own = anymix.open_image(folder("sd3"), "cpu", "fp32", transformer=tmp_path / "mine")
+    base = anymix.open_image(folder("sd3"), "cpu", "fp32")
+    assert {name for name, code in own.hashes.items() if base.hashes[name] != code} == {"transformer"}
+    assert not _same(own.draw("a cat", **TOLD)[0].image, base.draw("a cat", **TOLD)[0].image)
+    with pytest.raises(ValueError, match="transformer = .* has the very weights"):
+        anymix.open_image(folder("sd3"), "cpu", "fp32", transformer=folder("sd3") / "transformer")
