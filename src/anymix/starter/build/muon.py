@@ -83,4 +83,6 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    return min(parameter.flatten(1).shape) >= 8 and parameter.ndim == 4 and not any(e in name for e in KERNEL_EDGES)
+    if parameter.ndim != 4 or any(edge in name for edge in KERNEL_EDGES):
+        return False
+    return min(parameter.flatten(1).shape) >= 8

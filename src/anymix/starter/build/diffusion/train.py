@@ -36,6 +36,7 @@ class Recipe:
     offset: float = 0.15  # spread of the mean of a UNet's noise
     pictures: int = 10_000
     look: int = 400  # steps between looks
+    small: float | None = None  # share of small shapes, if not as many as were drawn
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,10 @@ def train(
     rng, parts = random.Random(seed), list(trained_parts(pipeline).values())
     optimiser = Optimiser([(part, 1.0) for part in parts], recipe.rate, recipe.rate, kernels=True)
     mean, loss_for = Mean(optimiser.parameters, recipe.decay), loss_of(pipeline, recipe.offset)
-    losses: list[float] = []
-    spent = 0.0
+    often, losses, spent = _often(taught, recipe.small), list[float](), 0.0
     for step in range(recipe.steps):
         began = time.process_time()
-        chosen = torch.randint(len(taught.wishes), (recipe.batch,))
+        chosen = _chosen(often, recipe.batch)
         captions = [drawn.reword(taught.wishes[n], rng) for n in chosen.tolist()]
         captions = ["" if rng.random() < recipe.unsaid else caption for caption in captions]
         loss = loss_for(taught.latents[chosen], captions)
@@ -89,6 +89,20 @@ def train(
             tell(f"step {step + 1} {spent:.0f} s loss {sum(losses[-100:]) / 100:.4f} {seen}".rstrip())
     mean.keep()
     _still(pipeline)
+
+
+def _often(taught: Lesson, small: float | None) -> Tensor:
+    """(N) how often each picture comes, all alike without a share of small ones."""
+    is_small = torch.tensor([wanted.size == "small" for wanted in taught.wishes])
+    if small is None:
+        return torch.ones(len(is_small))
+    return torch.where(is_small, small / is_small.sum(), (1 - small) / (~is_small).sum())
+
+
+def _chosen(often: Tensor, count: int) -> Tensor:
+    if bool((often == often[0]).all()):
+        return torch.randint(len(often), (count,))
+    return torch.multinomial(often, count, replacement=True)
 
 
 def rate(step: int, recipe: Recipe) -> float:
