@@ -11,6 +11,8 @@ from anymix import config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+DRAWING = [path for path in RECIPES if path.stem.startswith(("sd15", "sdxl", "sd3", "starter_sdxl"))]
+TALKING = [path for path in RECIPES if path not in DRAWING]
 PROJECTOR = "model.multi_modal_projector."
 VISION = "model.vision_tower."
 
@@ -83,7 +85,7 @@ def test_the_lora_recipes_hold_rows_out(stem):
     assert run.data.val == 0.1
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", TALKING, ids=lambda path: path.stem)
 def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
     """Word for word, from ANYMIX_MODELS, but for what a tiny random model on two cores asks: one step of two rows."""
     from anymix.cli import app
@@ -102,3 +104,51 @@ def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
     assert not app(typed, standalone_mode=False)
     kept = "adapter_model.safetensors" if run.adapter else "model.safetensors"
     assert (tmp_path / run.train.out / kept).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", DRAWING, ids=lambda path: path.stem)
+def test_the_first_lines_command_of_a_model_that_draws_runs(recipe, tmp_path, monkeypatch):
+    """Word for word, from ANYMIX_MODELS, but for sizes, steps and the number of class pictures."""
+    from anymix.cli import app
+
+    run = config.load(recipe)
+    monkeypatch.chdir(tmp_path)
+    if not run.model.path.startswith("starter:"):
+        _tiny_models(run, recipe.stem, tmp_path / "nas")
+        monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "nas"))
+    words = shlex.split(recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# anymix "))
+    _album(next(tmp_path / word.removeprefix("data.path=") for word in words if word.startswith("data.path=")))
+    less = ["device=cpu", "nproc=1", "train.steps=1", "train.accumulate=1", "train.batch=2", "data.workers=0",
+            "data.resolution=32", "data.bucket_step=8", "previews.steps=1", "previews.count=1", "model.dtype=fp32",
+            "cache.path=cache"]  # fmt: skip
+    less += ["dreambooth.class_images=2"] if run.dreambooth else []
+    assert not app([words[0], str(recipe), *words[2:], *less], standalone_mode=False)
+    kept = "pytorch_lora_weights.safetensors" if run.adapter else "model_index.json"
+    assert (tmp_path / run.train.out / kept).exists()
+    assert bool(list((tmp_path / run.train.out).glob("previews/*/sheet.png"))) == bool(run.previews.prompts)
+
+
+def _tiny_models(run, stem, nas):
+    """What a recipe names, tiny and random: the pipeline, and the VAE of another seed."""
+    from families import tiny_pictures
+
+    make = {"sd15": tiny_pictures.tiny_sd15, "sdxl": tiny_pictures.tiny_sdxl, "sd3": tiny_pictures.tiny_sd3}
+    kind = stem.partition("_")[0]
+    make[kind](nas / run.model.path)
+    if run.model.vae:
+        (make[kind](nas.parent / "other", seed=1) / "vae").rename(_made(nas / run.model.vae))
+
+
+def _made(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _album(folder):
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32 + 8 * number, 40), (80 * number, 40, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture number {number}")
