@@ -48,6 +48,10 @@ class Model(Section):
     vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")
     scratch: bool = _key(False, "begin with random weights of the UNet or transformer, in the model's own shape")
     tokenizer: str | None = _key(None, "folder with the tokenizers, for a single-file checkpoint, which holds none")
+    text_encoders: str | None = _key(
+        None, "folder of a pipeline to take the text encoders from, for a checkpoint that holds none (SD3)"
+    )
+    t5_tokens: Positive | None = _key(None, "tokens of a caption T5 reads in one go (SD3); default: 256")
 
 
 class Data(Section):

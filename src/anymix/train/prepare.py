@@ -102,7 +102,8 @@ def open_model(run: Run) -> Family:
     model = run.model
     options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
                "min_tiles": model.min_tiles, "thumbnail": model.thumbnail, "unet": model.unet, "vae": model.vae,
-               "transformer": model.transformer, "tokenizer": model.tokenizer}  # fmt: skip
+               "transformer": model.transformer, "tokenizer": model.tokenizer,
+               "text_encoders": model.text_encoders, "t5_tokens": model.t5_tokens}  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
     family = families.open_folder(model.path, "cpu", None, **given)
     if model.scratch:

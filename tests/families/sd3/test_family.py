@@ -407,7 +407,7 @@ def _without(folder: Path, out: Path, name: str) -> Path:
 def test_what_is_of_another_family_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     sdxl = tiny_sdxl(tmp_path / "sdxl")
     wrong = {
-        "transformer": (sdxl, r"transformer = .*sdxl: neither a transformer .* nor a folder with one in transformer/"),
+        "transformer": (sdxl, r"transformer = .*sdxl is neither a transformer .* nor a folder that holds one"),
         "vae": (
             sdxl,
             r"the transformer of .* has in_channels 16, expected 4 to read the VAE; give another transformer",
