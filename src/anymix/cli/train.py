@@ -139,7 +139,7 @@ def _forecast(run: Run, as_json: bool) -> None:
         typer.echo(json.dumps({**vars(found), "seconds": found.seconds}))
         return
     whose = "of the step" if found.peak_is_of_the_step else "of the whole process so far"
-    typer.echo(f"longest row   {found.longest_key} ({found.longest_tokens} tokens), in every place of the step")
+    typer.echo(f"longest row   {found.longest_key} ({found.longest_size:,} {found.unit}), in every place of the step")
     typer.echo(f"peak memory   {found.peak_bytes / 2**30:.2f} GiB ({whose})")
     typer.echo(f"one step      {found.seconds_per_step:.2f} s, at most, as no row is longer")
     typer.echo(f"whole run     {found.steps} steps, about {_clock(found.seconds)} without validation and saving")

@@ -18,7 +18,8 @@ class Forecast:
     """What a run will need. Bytes and seconds, measured on the longest row: the true run is rarely slower."""
 
     longest_key: str
-    longest_tokens: int
+    longest_size: int  # in `unit`: tokens, or the pixels of its bucket
+    unit: str
     peak_bytes: int
     peak_is_of_the_step: bool  # False where the system only knows the peak of the whole process
     seconds_per_step: float
@@ -48,7 +49,8 @@ def forecast(run: Run, say: Say = print) -> Forecast:
     longest = ready.found.verdict.lengths.index(max(ready.found.verdict.lengths))
     return Forecast(
         longest_key=ready.rows.key(longest),
-        longest_tokens=max(ready.found.verdict.lengths),
+        longest_size=max(ready.found.verdict.lengths),
+        unit=ready.found.unit,
         peak_bytes=peak_memory(device),
         peak_is_of_the_step=since,
         seconds_per_step=seconds,
