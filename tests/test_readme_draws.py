@@ -1,0 +1,44 @@
+"""The README's commands for models that draw, typed as they stand there, on a tiny SDXL."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+LESS = [
+    "device=cpu", "model.vae=null", "data.resolution=32", "data.bucket_step=8", "dreambooth.class_images=2",
+    "train.steps=1", "train.accumulate=1", "data.workers=0", "previews.steps=1", "previews.count=1", "train.lr=0.1",
+    "cache.path=cache",
+]  # fmt: skip
+
+
+def commands(readme: str) -> list[str]:
+    found = re.search(r"<!-- draw -->\n```bash\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1].strip().splitlines()
+
+
+def test_both_languages_type_the_same() -> None:
+    assert commands("README.md") == commands("README.zh.md")
+
+
+@pytest.mark.slow
+def test_they_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anymix.cli import app
+    from families.tiny_pictures import tiny_sdxl
+
+    monkeypatch.chdir(tmp_path)
+    tiny_sdxl(tmp_path / "models" / "sdxl")
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + 8 * number, 36), (70 * number, 120, 30)).save(f"photos/{number}.jpg")
+    for line in commands("README.md"):
+        words = ["32" if word == "1024" else word for word in shlex.split(line)[1:]]
+        words += {"train": LESS, "generate": ["--steps", "1"], "data": ["--bucket-step", "8"]}.get(words[0], [])
+        assert not app(words, standalone_mode=False), line
+    assert (tmp_path / "mug.png").exists() and (tmp_path / "mug.safetensors").exists()
