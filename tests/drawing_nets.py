@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from anymix.config import Adapter
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3")
 UNET = [
-    "unet.*.attn*.to_q", "unet.*.attn*.to_out.0", "unet.*.ff.net.*", "unet.*.proj_in", "unet.*.proj_out",
+    "unet.*.attn*.to_q", "unet.*.attn2.to_out.0", "unet.*.ff.net.*", "unet.*.proj_in", "unet.*.proj_out",
     "unet.*.conv1", "unet.*.conv2", "unet.*.conv_shortcut", "unet.*.time_emb_proj", "unet.*samplers.0.conv",
 ]  # fmt: skip
 TRANSFORMER = [
@@ -24,12 +26,17 @@ TRANSFORMER = [
     "transformer.pos_embed.proj", "transformer.proj_out", "transformer.time_text_embed.*.linear_1",
     "transformer.context_embedder",
 ]  # fmt: skip
-TEXT = ["text_encoder*.self_attn.*_proj", "text_encoder*.mlp.fc1", "text_encoder*.mlp.fc2"]
+TEXT = ["text_encoder*.self_attn.q_proj", "text_encoder*.self_attn.out_proj", "text_encoder*.mlp.fc1"]
 TARGETS = {"sd1": UNET + TEXT, "sd2": UNET + TEXT, "sdxl": UNET + TEXT, "sd3": TRANSFORMER + TEXT}
 ATTENTION = {name: ["unet.*.attn*.to_*"] for name in ("sd1", "sd2", "sdxl")} | {"sd3": ["transformer.*.attn.to_*"]}
 
 
 def net(family: str, seed: int = 0) -> Any:
+    return copy.deepcopy(_net(family, seed))
+
+
+@functools.cache
+def _net(family: str, seed: int) -> Any:
     torch.manual_seed(seed)
     made: Any = nn.Module()
     if family == "sd3":
@@ -44,7 +51,7 @@ def net(family: str, seed: int = 0) -> Any:
 
 def _unet(family: str) -> Any:
     common: dict[str, Any] = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 4,
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
         "cross_attention_dim": 16, "attention_head_dim": 2,
     }  # fmt: skip
     if family != "sdxl":
@@ -55,7 +62,7 @@ def _unet(family: str) -> Any:
     return UNet2DConditionModel(
         block_out_channels=(8, 8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
-        transformer_layers_per_block=(1, 1, 2), addition_embed_type="text_time", addition_time_embed_dim=4,
+        transformer_layers_per_block=(1, 1, 1), addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=40, **common,
     )  # fmt: skip
 
@@ -110,7 +117,13 @@ def stir(made: Any, size: float = 0.2) -> None:
 
 def trained(family: str, **adapter: Any) -> Any:
     """A net with an adapter on attention, feed-forward, convolutions and text encoders, alpha not the rank."""
+    fixed = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in adapter.items())
+    return copy.deepcopy(_trained(family, fixed))
+
+
+@functools.cache
+def _trained(family: str, adapter: tuple[tuple[str, Any], ...]) -> Any:
     made = net(family)
-    lora.attach(made, Adapter(**{"rank": 3, "alpha": 7.5, "targets": TARGETS[family], **adapter}), {})
+    lora.attach(made, Adapter(**{"rank": 3, "alpha": 7.5, "targets": TARGETS[family], **dict(adapter)}), {})
     stir(made)
     return made

@@ -31,7 +31,6 @@ ARCHITECTURES = {
 }
 SIGNS = (("flux", "FLUX"), ("xl", "SDXL"), ("diffusion-3", "SD3"), ("sd3", "SD3"), ("v2", "Stable Diffusion 2"),
          ("v1", "Stable Diffusion 1.5"))  # fmt: skip
-SGM = "https://github.com/Stability-AI/generative-models"  # how the layers of an SDXL file are named
 RESOLUTIONS = {"sd1": 512, "sd2": 512, "sdxl": 1024, "sd3": 1024}
 
 
@@ -140,9 +139,7 @@ def _modelspec(details: Details, family: str) -> dict[str, str]:
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if family == "sdxl"
-        else "diffusers",
+        "modelspec.implementation": "sgm" if family == "sdxl" else "diffusers",
         "modelspec.title": details.title or "LoRA",
         "modelspec.resolution": "{}x{}".format(*(details.resolution or (edge, edge))),
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),

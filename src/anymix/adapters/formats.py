@@ -114,7 +114,8 @@ def _named(name: str, update: Update, form: str) -> dict[str, Tensor]:
         found = {f"{name}.lora_A.weight": t["lora_A"], f"{name}.lora_B.weight": t["lora_B"]}
         if MAGNITUDE in t:  # peft's own shape: (out,), in a convolution (1, out, 1, 1)
             more = t["lora_A"].dim() - 2
-            found[f"{name}.{MAGNITUDE}"] = t[MAGNITUDE].reshape(*[1] * bool(more), -1, *[1] * more)
+            end = ".weight" if name.startswith("text_encoder") else ""  # transformers puts it there by this name only
+            found[f"{name}.{MAGNITUDE}{end}"] = t[MAGNITUDE].reshape(*[1] * bool(more), -1, *[1] * more)
         return found
     if update.kind == "lora":
         found = {f"{name}.lora_down.weight": t["lora_A"], f"{name}.lora_up.weight": t["lora_B"]}

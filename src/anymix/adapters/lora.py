@@ -78,7 +78,7 @@ def _go_on_from_file(net: nn.Module, config: Adapter, wanted: Sequence[str]) -> 
     _agree(config, found.path, theirs)
     names = [name for name, _ in net.named_modules() if name in found.updates]
     _same_layers(net, config, wanted, names, found.path)
-    _options(config)
+    _options(config.model_copy(update={"kind": first.kind}))
     kinds.put_in(net, found.updates, trains=True, dropout=config.dropout)
     log.info("going on from %s: %s, as it was trained", found.path, found.summary)
     return names

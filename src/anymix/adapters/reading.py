@@ -221,6 +221,9 @@ class _Reader:
 
     def _complete(self, name: str, kind: str, leaves: Mapping[str, Tensor]) -> None:
         """Every factor its kind needs must be there, and none of another kind."""
+        odd = [leaf for leaf in leaves if leaf not in (*LEAVES[kind], MAGNITUDE, "dora_scale")]
+        if odd:
+            raise ValueError(f"{self.path}: {name} has {odd[0]} beside a {TITLES[kind]}, which anymix does not read")
         needed = {
             "lora": ("lora_A", "lora_B"),
             "loha": LEAVES["loha"][:4],
@@ -231,9 +234,6 @@ class _Reader:
         absent += [f"hada_t{n}" for n, m in ((1, 2), (2, 1)) if f"hada_t{m}" in leaves and f"hada_t{n}" not in leaves]
         if absent:
             raise ValueError(f"{self.path}: {name} has no {absent[0]}; the file is damaged, copy it again")
-        odd = [leaf for leaf in leaves if leaf not in (*LEAVES[kind], MAGNITUDE, "dora_scale")]
-        if odd:
-            raise ValueError(f"{self.path}: {name} has {odd[0]} beside a {TITLES[kind]}, which anymix does not read")
 
     def _magnitude(self, name: str, kind: str, leaf: str, value: Tensor, shape: torch.Size) -> Tensor:
         if kind != "lora":
