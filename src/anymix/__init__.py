@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anymix.adapters.opening import open_family
     from anymix.config import Run, load
-    from anymix.engines import open_chat
+    from anymix.engines import open_chat, open_image
     from anymix.engines.sampling import Sampling
     from anymix.samples import Conversation, ImageRef, SampleError, Turn
     from anymix.train.loop import train
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "open_chat",
     "open_family",
+    "open_image",
     "train",
 ]
 
@@ -41,6 +42,7 @@ _HOME = {
     "load": "config",
     "open_chat": "engines",
     "open_family": "adapters.opening",
+    "open_image": "engines",
     "train": "train",
 }
 

@@ -46,11 +46,16 @@ class Model(Section):
     unet: str | None = _key(None, "folder or hub id of another UNet than the pipeline's own")
     transformer: str | None = _key(None, "folder or hub id of another transformer than the pipeline's own (SD3)")
     vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")
+    scratch: bool = _key(False, "begin with random weights of the UNet or transformer, in the model's own shape")
     tokenizer: str | None = _key(None, "folder with the tokenizers, for a single-file checkpoint, which holds none")
 
 
 class Data(Section):
-    path: str | list[str] = _key("", "training rows: .json, .jsonl, .csv, .parquet, InternVL meta .json, or hub id")
+    path: str | list[str] = _key(
+        "",
+        "training rows: .json, .jsonl, .csv, .parquet, InternVL meta .json, or hub id; captioned pictures: a folder "
+        "(kohya's too), a list of names and captions, a kohya dataset .toml, or hub id",
+    )
     root: str | None = _key(None, "folder relative image paths start from; default: the folder of the data file")
     val: str | float | None = _key(None, "held-out rows: a path like data.path, or a share of it such as 0.1")
     split: str = _key("train", "which split of a hub data set")
@@ -120,9 +125,12 @@ class Objective(Section):
 
 
 class Previews(Section):
-    prompts: str | None = _key(
-        None, "file of prompts, a line each or .jsonl (prompt, negative, width, height, seed, steps, guidance)"
+    prompts: str | list[str] | None = _key(
+        None,
+        "what to draw while training: a list, or a file with a prompt a line or .jsonl rows (prompt, negative, width, "
+        "height, seed, steps, guidance)",
     )
+    count: Positive = _key(1, "pictures of each prompt, each of another seed")
     every: Positive | None = _key(None, "optimizer steps between previews; default: at every save")
     steps: Positive = _key(28, "steps of a preview whose line does not say")
     guidance: float = _key(5.0, "guidance of a preview whose line does not say", ge=0)

@@ -66,8 +66,10 @@ class Caption:
 
     Where `shuffle` is set, what stands between commas changes places each time, but for the first `keep`. `mask` is a
     grey picture of the same shape: white is learned, black is not. `dropout` (None: the recipe's) is how often the
-    text is left out. `prior` are pictures of the subject's class (DreamBooth, Ruiz et al. 2023): one of them, drawn
-    each time, is seen together with this one and weighs `prior_weight`.
+    text is left out. `look` is what the data set itself says of how its pictures are to be seen, and wins over the
+    recipe (fields of `data.views.Look`, as kohya's dataset files set them). `prior` are pictures of the subject's
+    class (DreamBooth, Ruiz et al. 2023): one of them, drawn each time, is seen together with this one and weighs
+    `prior_weight`.
     """
 
     image: ImageRef
@@ -77,6 +79,7 @@ class Caption:
     shuffle: bool = False
     keep: int = 0
     dropout: float | None = None
+    look: tuple[tuple[str, int | bool | str], ...] = ()
     prior: tuple[Caption, ...] = field(default=(), repr=False)
     prior_weight: float = 1.0
 

@@ -176,8 +176,9 @@ def test_rows_named_twice_in_a_meta_do_not_leak_into_validation(recipe: Any, car
     meta = tmp_path / "meta.json"
     meta.write_text(json.dumps({"a": entry, "b": {**entry, "max_dynamic_patch": 2}}))
     ready = prepare(recipe(f"data.path={meta}", "data.val=0.25"), pick("cpu"), ranks.Ranks(), lambda _: None)
-    assert ready.held is not None
-    names = [{rows.key(i) for i in range(len(rows))} for rows in (ready.rows, ready.held)]
+    held = ready.found.held
+    assert held is not None
+    names = [{rows.key(i) for i in range(len(rows))} for rows in (ready.rows, held)]
     assert names[0].isdisjoint(names[1]) and len(names[0]) + len(names[1]) == 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -10,15 +11,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from anymix.train import metrics
+from anymix.train.metrics import Picture
+
+
+class FakePicture(SimpleNamespace):
+    """What wandb.Image and swanlab.Image are given."""
+
+    def __init__(self, data_or_path: str, caption: str | None = None) -> None:
+        assert Path(data_or_path).is_file()
+        super().__init__(path=data_or_path, caption=caption)
 
 
 class FakeWandb(SimpleNamespace):
-    """What the client is asked for, remembered."""
+    """What the client is asked for, remembered; swanlab's is alike."""
 
     def __init__(self) -> None:
-        super().__init__(asked={}, logged=[], finished=False)
+        super().__init__(asked={}, logged=[], finished=False, Image=FakePicture)
 
     def init(self, **options: Any) -> FakeWandb:
         self.asked = options
@@ -39,6 +50,59 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     return fake
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> dict[str, Picture]:
+    """Two pictures in the folder of a run, one of them without words."""
+    folder = tmp_path / "out" / "previews" / "step-000004"
+    folder.mkdir(parents=True)
+    for name, colour in (("00", "red"), ("01", "blue")):
+        Image.new("RGB", (12, 8), colour).save(folder / f"{name}.png")
+    return {"previews/00": Picture(folder / "00.png", "a fox, 狐狸"), "previews/01": Picture(folder / "01.png")}
+
+
+@pytest.mark.parametrize("name", ["wandb", "swanlab"])
+def test_dashboards_get_pictures_with_their_prompts(
+    name: str, wandb: FakeWandb, shown: dict[str, Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, wandb)
+    tracker = metrics.open_tracker(name, tmp_path / "out", {})
+    tracker.show(shown, 4)
+    tracker.log({"drift": 0.5}, 4)
+    tracker.close()
+    (at, pictures), numbers = wandb.logged
+    assert at == 4 and numbers == (4, {"drift": 0.5}) and wandb.finished
+    assert {tag: picture.caption for tag, picture in pictures.items()} == {
+        "previews/00": "a fox, 狐狸", "previews/01": None}  # fmt: skip
+
+
+def test_tensorboard_gets_pictures_as_they_are(shown: dict[str, Picture], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = metrics.open_tracker("tensorboard", tmp_path / "out", {})
+    for step in (4, 8):
+        tracker.show(shown, step)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["previews/00", "previews/01"]
+    blue = events.Images("previews/01")
+    assert [event.step for event in blue] == [4, 8]
+    image = Image.open(io.BytesIO(blue[0].encoded_image_string))
+    assert image.size == (12, 8) and image.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_the_journal_names_pictures_from_its_own_folder_on(shown: dict[str, Picture], tmp_path: Path) -> None:
+    beside = tmp_path / "beside.png"
+    Image.new("RGB", (4, 4)).save(beside)
+    journal = metrics.Journal(tmp_path / "out" / "metrics.jsonl", 0)
+    journal.show({**shown, "other": Picture(beside)}, 4)
+    journal.close()
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text())
+    assert line["step"] == 4
+    assert line["pictures"]["previews/00"] == {"path": "previews/step-000004/00.png", "caption": "a fox, 狐狸"}
+    assert line["pictures"]["other"]["path"] == str(beside.resolve())
 
 
 def test_wandb_is_offline_where_nobody_is_logged_in(wandb: FakeWandb, tmp_path: Path) -> None:

@@ -433,3 +433,92 @@ def test_a_run_that_was_resumed_is_one_run(recipe: Any) -> None:
     anymix.train(run, say=lambda _: None)
     page = Page(Path(run.train.out) / "report.html")
     assert len(str(page.all("polyline")[0]["points"]).split()) == 4
+
+
+# --------------------------------------------------------------------------------------- of a run that draws
+
+TIMES = [n / 100 for n in range(5, 100, 10)]
+
+
+def drawing(out: Path, steps: tuple[int, ...] = (0, 50, 100)) -> list[dict[str, Any]]:
+    """Lines as the checks write them, with a picture of each prompt at each of the steps."""
+    lines: list[dict[str, Any]] = []
+    for step_ in steps:
+        shown = {}
+        for n, prompt in enumerate(("a fox", "a <b>bold</b> cat")):
+            path = Path("previews") / f"step-{step_:06d}" / f"{n:02d}.png"
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (step_ % 256, 90 * n, 40)).save(out / path)
+            shown[f"previews/{n:02d}"] = {"path": str(path), "caption": prompt}
+        grid = {f"grid/{time:.2f}": 1.0 - time / 2 - step_ / 500 for time in TIMES}
+        lines += [step(step_, 1.0)] if step_ else []
+        lines += [{"step": step_, "previews/copies": step_ / 200, "previews/sharpness": 7.0},
+                  {"step": step_, "pictures": shown},
+                  {"step": step_, **grid, "grid": 0.75, "grid_gain": step_ / 500, "grid_gain_se": 0.0125},
+                  {"step": step_, "drift": step_ / 1000}]  # fmt: skip
+    return lines
+
+
+@pytest.fixture
+def drew(written: Write, tmp_path: Path) -> Path:
+    out = written(drawing(tmp_path / "my run"))
+    means = [1.0 - time / 2 for time in TIMES]
+    (out / "grid_base.json").write_text(json.dumps({"times": TIMES, "means": means, "rows": {}}))
+    return out
+
+
+def test_a_run_that_draws_shows_its_previews_over_the_steps(drew: Path) -> None:
+    page = Page(report(drew))
+    images = page.all("img")
+    assert [image["alt"] for image in images[:3]] == ["a fox (step 0)", "a fox (step 50)", "a fox (step 100)"]
+    assert len(images) == 6 and all(str(image["src"]).startswith("data:image/") for image in images)
+    heads = page.said("th")
+    assert heads[:4] == ["before step 1", "step 50", "step 100", "a fox"]
+    assert "a <b>bold</b> cat" in heads and not page.all("b")
+
+
+def test_loss_by_time_stands_beside_the_start(drew: Path) -> None:
+    page = Page(report(drew))
+    where = page.said("figcaption").index("Loss by time, on noise that never changes")
+    said = page.said("desc")[where]
+    assert said.startswith("step 100: 5 % 0.775, 15 % 0.725") and "at the start: 5 % 0.975, 15 % 0.925" in said
+    assert "at the start" in page.said("span")
+    assert "is 0.2 lower than at the start, give or take 0.0125" in page.source
+    assert not any(text.startswith("grid/") for text in page.said())
+    titles = page.said("figcaption")
+    assert "Drift of predictions for generic prompts" in titles and "previews/sharpness" in titles
+    assert "Share of previews that copy a training picture" in titles
+    assert {0.1, 0.5, 0.75} <= digits(page)
+
+
+def test_without_a_start_there_is_one_curve_by_time(drew: Path) -> None:
+    for text in ("{", "[]", json.dumps({"times": TIMES, "means": [1.0]})):
+        (drew / "grid_base.json").write_text(text)
+        assert "at the start: " not in Page(report(drew)).source
+    (drew / "grid_base.json").unlink()
+    assert "at the start: " not in Page(report(drew)).source
+
+
+def test_a_preview_that_went_away_is_a_sentence_in_the_page(drew: Path) -> None:
+    (drew / "previews" / "step-000050" / "00.png").unlink()
+    page = Page(report(drew))
+    assert len(page.all("img")) == 5
+    assert sum("The picture cannot be shown" in text for text in page.said()) == 1
+
+
+def test_of_many_previews_the_first_the_last_and_some_between_are_shown(written: Write, tmp_path: Path) -> None:
+    out = written(drawing(tmp_path / "my run", tuple(range(0, 5000, 100))))
+    page = Page(report(out))
+    heads = page.said("th")
+    assert heads[0] == "before step 1" and heads[5] == "step 4,900".replace(",", "") and len(page.all("img")) == 12
+    assert len(page.source) < 400_000
+
+
+def test_the_words_about_pictures_are_chinese_too(drew: Path) -> None:
+    page = Page(report(drew, language="zh"))
+    assert "各时刻的损失（噪声固定）" in page.said("figcaption") and "第 1 步之前" in page.said("th")
+
+
+def test_a_loss_that_rose_is_called_higher(written: Write) -> None:
+    out = written([step(1, 1.0), {"step": 1, "grid": 1.0, "grid_gain": -0.25}])
+    assert "the loss at step 1 is 0.25 higher than at the start." in Page(report(out)).source

@@ -10,11 +10,13 @@ import sys
 
 import typer
 
-from anymix.cli import data
+from anymix.cli import cache, data
+from anymix.cli.caption import caption
 from anymix.cli.chat import chat
 from anymix.cli.demo import demo
 from anymix.cli.doctor import doctor
 from anymix.cli.export import export
+from anymix.cli.generate import generate
 from anymix.cli.merge import merge
 from anymix.cli.predict import predict
 from anymix.cli.report import report
@@ -27,9 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune and run multimodal models on any accelerator.",
 )
-for command in (demo, train, chat, predict, merge, export, report, doctor):
+for command in (demo, train, chat, generate, predict, caption, merge, export, report, doctor):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)

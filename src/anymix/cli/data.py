@@ -1,4 +1,4 @@
-"""`anymix data show` and `anymix data convert`."""
+"""`anymix data check`, `anymix data show` and `anymix data convert`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anymix.cli import checking
+
 if TYPE_CHECKING:
     from anymix.families.contract import Token
 
 app = typer.Typer(help="Look at training rows, and bring tables and other formats into training form.")
+app.command()(checking.check)
 STYLES = {"system": "dim", "user": "cyan", "assistant": "green", "mark": "magenta", "image": "yellow"}
 
 
@@ -24,18 +27,29 @@ def show(
     root: Annotated[str | None, typer.Option(help="Folder relative image paths start from.")] = None,
     template: Annotated[str | None, typer.Option(help="Conversation template instead of the model's own.")] = None,
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles all pictures of a row may use.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pictures: edge to train at; default: the model's.")] = None,
+    crop: Annotated[str, typer.Option(help="Pictures: center or random.")] = "center",
+    flip: Annotated[bool, typer.Option(help="Pictures: mirrored too.")] = False,
     all_tiles: Annotated[bool, typer.Option(help="List every image token instead of one line per tile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
 ) -> None:
-    """Every token of a row as the model will see it: id, text, role, tile, and whether it is learned."""
-    from anymix.data import conversations
+    """Every token of a row as the model will see it: id, text, role, tile, and whether it is learned.
+
+    For a model that draws: the caption, its tokens, and all the ways its picture may be seen."""
+    from anymix.data import captions, conversations
+    from anymix.data.views import Look
     from anymix.families import codec_of
 
     codec = codec_of(model, **{k: v for k, v in (("template", template), ("max_tiles", max_tiles)) if v is not None})
-    rows = conversations.read(path, root)
+    pictures = captions.read(path, root) if checking.draws(codec) else None
+    rows = conversations.read(path, root) if pictures is None else pictures
     for index in row or [0]:
         if not 0 <= index < len(rows):
             raise ValueError(f"{path} has rows 0 to {len(rows) - 1}, there is no row {index}")
+        if pictures is not None:
+            edge = resolution or codec.resolution
+            checking.show_picture(pictures, index, Look(edge, step=min(64, edge), crop=crop, flip=flip), codec, as_json)
+            continue
         tokens = codec.show(rows[index])
         if as_json:
             typer.echo(json.dumps({"key": rows.key(index), "tokens": [vars(t) for t in tokens]}, ensure_ascii=False))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from anymix.config import Run
+    from anymix.train.checks import Check
+    from anymix.train.gathering import Say
     from anymix.train.loop import Outcome
+    from anymix.train.prepare import Prepared
 
 
 def train(
@@ -36,6 +39,8 @@ def train(
     if file is None and not words:
         raise ValueError("anymix train needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
     run = config.load(file, words)
+    if "WORLD_SIZE" not in os.environ:
+        _draw_class(run, as_json)
     if dry_run:
         _forecast(run, as_json)
     elif run.nproc > 1 and "WORLD_SIZE" not in os.environ:
@@ -59,10 +64,31 @@ def _print_keys() -> None:
     Console(width=width, markup=False, highlight=False).print(table)
 
 
+def _draw_class(run: Run, as_json: bool) -> None:
+    """Class pictures of DreamBooth that are missing, drawn by the model as it is before it learns."""
+    if run.dreambooth is None:
+        return
+    from anymix.cli.bars import bar
+    from anymix.engines import class_pictures, open_image
+    from anymix.train.pictures import class_folder
+
+    if not run.dreambooth.class_prompt:
+        raise ValueError("dreambooth.class_prompt is not set; say what the class is called, such as: a photo of a dog")
+    wanted, folder = run.dreambooth.class_images, class_folder(run)
+    if not class_pictures.lacking(folder, wanted):
+        return
+    model = run.model
+    parts = {"unet": model.unet, "vae": model.vae, "transformer": model.transformer, "tokenizer": model.tokenizer}
+    engine = open_image(model.path, run.device, model.dtype, **parts)
+    with bar("class pictures", not as_json) as show:
+        class_pictures.fill(folder, run.dreambooth.class_prompt, wanted, engine, show)
+
+
 def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
 
     from anymix.cli.bars import progress
+    from anymix.evaluate import drawn, during
     from anymix.train.loop import train as run_loop
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -73,6 +99,7 @@ def _train(run: Run, as_json: bool) -> Outcome:
         def show(step: int, steps: int, values: Mapping[str, float]) -> None:
             if "loss" in values:
                 rate = f"{values['tokens_per_s']:,.0f} tok/s" if values.get("tokens_per_s") else ""
+                rate = f"{values['images_per_s']:.2f} pictures/s" if "images_per_s" in values else rate
                 bar.update(
                     task,
                     visible=True,
@@ -83,7 +110,10 @@ def _train(run: Run, as_json: bool) -> Outcome:
             if not console.is_terminal and main and "loss" in values:
                 console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
 
-        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show)
+        def checks(ready: Prepared, say: Say) -> Sequence[Check]:
+            return during.checks(ready, say, drawn.checks(ready, say))
+
+        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks)
 
 
 def _report(outcome: Outcome, as_json: bool) -> None:
@@ -95,6 +125,8 @@ def _report(outcome: Outcome, as_json: bool) -> None:
     typer.echo(f"{outcome.status} at step {outcome.step} of {outcome.steps}: {outcome.out}")
     if outcome.status == "stopped":
         typer.echo("the same command goes on from here")
+    elif any((outcome.out / name).exists() for name in ("model_index.json", "pytorch_lora_weights.safetensors")):
+        typer.echo(f'next: anymix generate {outcome.out} "..." -o picture.png')
     else:
         typer.echo(f'next: anymix chat {outcome.out} --image a.jpg "..."')
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from anymix.data.grammar import MARK, EmptyAnswer, opens_with_answer
 from anymix.data.images import image_size, refuse_cut_off
+from anymix.data.views import View
 from anymix.samples import Conversation, SampleError
 
 SHOWN = 10  # problems spelled out in an error; the rest are counted
@@ -45,7 +46,8 @@ class Verdict:
     """What `check` found.
 
     `good` are indices into the rows, in order, repeats included; `lengths` their tokens (empty without a
-    codec); `longest` the index with the most tokens; `skipped` (key, reason) of each row left out, once.
+    codec); `longest` the index with the most tokens; `skipped` (key, reason) of each row left out, once. Of pictures
+    (`check_pictures`) lengths are those of the bucket in pixels, and `views` the first view of each.
     """
 
     rows: int
@@ -54,6 +56,7 @@ class Verdict:
     longest: int | None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    views: list[View] = field(default_factory=list)
 
 
 class TooLong(SampleError):
@@ -91,7 +94,7 @@ def check(
         raise ValueError("there are no rows in the data; check data.path, data.limit and repeat_time")
     good = [index for index in range(len(rows)) if rows.origin(index) in tokens]
     if problems and (on_error == "raise" or not good):
-        raise ValueError(_report(list(problems.values()), len(tokens) + len(problems), bool(good)))
+        raise ValueError(report(list(problems.values()), len(tokens) + len(problems), bool(good)))
     lengths = [tokens[rows.origin(index)] for index in good] if codec is not None else []
     longest = good[max(range(len(good)), key=lengths.__getitem__)] if lengths else None
     skipped = [(error.key, f"{error.found}; {error.remedy}") for error in problems.values()]
@@ -127,10 +130,15 @@ def _kind(error: SampleError) -> str:
         return "empty answers"
     if isinstance(error, TooLong):
         return "too long"
+    if error.found.startswith("mask "):
+        return "masks"
+    if "no caption" in error.found:
+        return "without a caption"
     return "pictures" if error.found.startswith("picture ") else "rows that cannot be read"
 
 
-def _report(problems: Sequence[SampleError], total: int, some_good: bool) -> str:
+def report(problems: Sequence[SampleError], total: int, some_good: bool) -> str:
+    """What is wrong with the rows: how many of each kind, and the first ten, a line each."""
     kinds = Counter(map(_kind, problems))
     counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     skip = ", or set data.on_error=skip to leave them out" if some_good else ""
@@ -141,4 +149,4 @@ def _report(problems: Sequence[SampleError], total: int, some_good: bool) -> str
     return "\n".join([head, *lines])
 
 
-__all__ = ["Checkable", "Measurer", "TooLong", "Verdict", "check", "check_row"]
+__all__ = ["Checkable", "Measurer", "TooLong", "Verdict", "check", "check_row", "report"]

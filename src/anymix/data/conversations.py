@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import difflib
 import json
-import operator
 import os
 import re
 from array import array
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, overload
 
 from anymix.data.check import Verdict, check, check_row
 from anymix.data.grammar import Reading, opens_with_answer, parse
+from anymix.data.places import Places
 from anymix.data.tables import open_arrow, read_table, refuse_unreadable
 from anymix.samples import Conversation, ImageRef, SampleError
 
@@ -134,11 +132,10 @@ class Rows(Sequence[Conversation]):
         self, blocks: Sequence[Block], notes: tuple[str, ...] = (), picked: Sequence[int] | None = None
     ) -> None:
         self.blocks, self.notes = tuple(blocks), notes
-        self._ends = list(accumulate(map(len, self.blocks)))
-        self._picked = picked
+        self._places = Places([b.used for b in self.blocks], [b.repeats for b in self.blocks], picked)
 
     def __len__(self) -> int:
-        return len(self._picked) if self._picked is not None else self._ends[-1] if self._ends else 0
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int, /) -> Conversation: ...
@@ -162,22 +159,11 @@ class Rows(Sequence[Conversation]):
 
     def origin(self, index: int) -> tuple[int, int]:
         """(file, row in it), both counted from 0: equal for repeats of one row."""
-        index = self._absolute(index)
-        b = bisect_right(self._ends, index)
-        return b, (index - (self._ends[b - 1] if b else 0)) % self.blocks[b].used
+        return self._places.origin(index)
 
     def take(self, indices: Sequence[int]) -> Rows:
         """The rows at these indices, in this order."""
-        absolute = [self._absolute(i) for i in indices] if self._picked is not None else indices
-        picked = absolute if isinstance(absolute, range) else array("q", absolute)
-        return Rows(self.blocks, self.notes, picked)
-
-    def _absolute(self, index: int) -> int:
-        n = operator.index(index)
-        if not -len(self) <= n < len(self):
-            raise IndexError(f"row {n} of {len(self)}")
-        n %= len(self)
-        return n if self._picked is None else self._picked[n]
+        return Rows(self.blocks, self.notes, self._places.take(indices).picked)
 
     def _find(self, index: int) -> tuple[Block, int]:
         b, n = self.origin(index)
@@ -220,10 +206,10 @@ def _open(path: str, root: str | None, split: str, reading: Reading) -> list[Ope
 def _open_file(path: str, root: str | None, split: str, reading: Reading) -> Opened | dict[str, Any]:
     """The rows of a file, or the tree of a meta file."""
     suffix = Path(path).suffix.lower()
-    if os.path.isdir(path) or suffix == ".parquet" or _is_hub_id(path):
+    if os.path.isdir(path) or suffix == ".parquet" or is_hub_id(path):
         folder = path if os.path.isdir(path) else os.path.dirname(path) if os.path.isfile(path) else ""
         return _whole(open_arrow(path, split), _under(reading, root, folder))
-    _refuse_missing(path)
+    refuse_missing(path)
     refuse_unreadable(path)
     folder = os.path.dirname(path)
     if suffix in _TABLES:
@@ -233,7 +219,7 @@ def _open_file(path: str, root: str | None, split: str, reading: Reading) -> Ope
             f"{path} is no format anymix trains on (.jsonl, .json, .csv, .tsv, .parquet, a folder, hub id); "
             "`anymix data convert` turns .xlsx into one"
         )
-    tree = _whole_json(path)
+    tree = whole_json(path)
     if tree is None:
         return _whole(JsonLines(path), _under(reading, root, folder))
     if isinstance(tree, dict):
@@ -250,13 +236,15 @@ def _under(reading: Reading, root: str | None, folder: str) -> Reading:
     return replace(reading, root=folder if root is None else root)
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
+    """Is this owner/name or owner/name:configuration, and nothing on disk?"""
     if os.path.exists(path) or Path(path).suffix.lower() in (*_TEXT, *_TABLES, ".xlsx"):
         return False
     return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path) is not None and not path.startswith(".")
 
 
-def _refuse_missing(path: str) -> None:
+def refuse_missing(path: str) -> None:
+    """ValueError for a data file that is not there, with the nearest name beside it."""
     if os.path.exists(path):
         return
     folder, name = os.path.split(path)
@@ -266,7 +254,7 @@ def _refuse_missing(path: str) -> None:
     raise ValueError(f"there is no data file {path}{meant}")
 
 
-def _whole_json(path: str) -> Any:
+def whole_json(path: str) -> Any:
     """The tree of a JSON file, or None where each line is JSON of its own, whatever the file is called."""
     lines = path.lower().endswith((".jsonl", ".ndjson"))
     with open(path, "rb") as file:

@@ -150,7 +150,7 @@ def _piece(part: Any, key: str, how: Reading) -> Piece:
     value = next((place for place in places if place is not None), None)
     if isinstance(value, Mapping) and value.get("url") is not None:
         value = value["url"]
-    return None if value is None else _ref(value, key, how.root)
+    return None if value is None else picture_of(value, key, how.root)
 
 
 def _text(value: Any, key: str) -> str:
@@ -197,7 +197,7 @@ def _images(record: Mapping[str, Any], key: str, how: Reading) -> list[ImageRef]
         raise SampleError(key, "the row has both image and images", "keep one of them")
     if named:
         value = record[named[0]]
-        return [_ref(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
+        return [picture_of(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
     passed_over = next((name for name, value in record.items() if not column and _is_encoded(value)), None)
     if passed_over is not None:
         raise SampleError(key, f"the row keeps a picture in {passed_over}", f"set data.image_column={passed_over}")
@@ -222,7 +222,7 @@ def _refuse_video(record: Mapping[str, Any], key: str) -> None:
         raise SampleError(key, f"the row has a {named}, anymix reads pictures", remedy)
 
 
-def _ref(value: Any, key: str, root: str) -> ImageRef:
+def picture_of(value: Any, key: str, root: str) -> ImageRef:
     """A path, data: or file: URL, encoded bytes, or {bytes, path} as `datasets` stores pictures."""
     if isinstance(value, str):
         return _located(value, key, root)

@@ -34,6 +34,12 @@ FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "QOI", "PSD", "ICO",
 )  # fmt: skip
 
+# How the files of these formats are named: what a folder of pictures is searched for.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm",
+    ".qoi", ".psd", ".ico",
+)  # fmt: skip
+
 # Exif tag 0x0112: how the stored picture must be turned to stand upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,8 +54,9 @@ _UPRIGHT = {
 _REDOWNLOAD = "copy or download it again"
 
 
-def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture upright, in mode RGB, first frame if it is animated.
+def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS, page: int = 255) -> Image.Image:
+    """The picture upright, in mode RGB, first frame if it is animated; what is transparent shows a `page` of that
+    grey.
 
     Raises SampleError(key) for a file that is missing, unreadable, truncated, no picture, or larger than
     `max_pixels` (width x height).
@@ -62,7 +69,7 @@ def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> Imag
     with _opened(ref, key, max_pixels) as image:
         turn = _UPRIGHT.get(_orientation(image))
         image.load()
-        picture = _to_rgb(image, ref, key)
+        picture = _to_rgb(image, ref, key, page)
         return picture if turn is None else picture.transpose(turn)
 
 
@@ -177,13 +184,13 @@ def _has_late_metadata(image: PngImagePlugin.PngImageFile) -> bool:
     return any(mark in tail for mark in (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type"))
 
 
-def _to_rgb(image: Image.Image, ref: ImageRef, key: str) -> Image.Image:
+def _to_rgb(image: Image.Image, ref: ImageRef, key: str, page: int) -> Image.Image:
     if image.mode.startswith("I"):
-        return _from_integers(image, ref, key)
+        return _from_integers(image, ref, key, page)
     if image.mode == "F":
         return _from_floats(image, ref, key)
     if image.has_transparency_data:
-        return _on_white(image)
+        return _on_page(image, page)
     try:
         return image.convert("RGB")
     except ValueError:
@@ -191,15 +198,15 @@ def _to_rgb(image: Image.Image, ref: ImageRef, key: str) -> Image.Image:
         raise SampleError(key, found, "save it as RGB") from None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on_page(image: Image.Image, grey: int) -> Image.Image:
     """Logos, icons and exported figures are drawn for a white page, and the colour hidden under full
     transparency is arbitrary, mostly black: dropping alpha would show black words on black."""
     rgba = image.convert("RGBA")
-    page = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    page = Image.new("RGBA", rgba.size, (grey, grey, grey, 255))
     return Image.alpha_composite(page, rgba).convert("RGB")
 
 
-def _from_integers(image: Image.Image, ref: ImageRef, key: str) -> Image.Image:
+def _from_integers(image: Image.Image, ref: ImageRef, key: str, page: int) -> Image.Image:
     """16-bit grey (modes I;16*, I) to 8 bits: v / 257, rounded. `convert` clips all above 255 to white."""
     grey = np.asarray(image)  # (H, W)
     low, high = int(grey.min()), int(grey.max())
@@ -207,7 +214,7 @@ def _from_integers(image: Image.Image, ref: ImageRef, key: str) -> Image.Image:
         found = f"picture {ref.path} holds integers from {low} to {high}, expected 16 bits (0 to 65535)"
         raise SampleError(key, found, "scale it to 8 or 16 bits")
     eight = ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    eight[grey == image.info.get("transparency")] = 255  # the one value a 16-bit PNG may call transparent
+    eight[grey == image.info.get("transparency")] = page  # the one value a 16-bit PNG may call transparent
     return Image.fromarray(eight).convert("RGB")
 
 

@@ -11,12 +11,20 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anymix.samples import SampleError
+
+
+class Stream(Protocol):
+    """Place in the endless stream of rows -> (row, the seed of what is random about it this time)."""
+
+    seed: int
+
+    def __getitem__(self, place: int, /) -> tuple[int, int]: ...
 
 
 @dataclass
@@ -33,14 +41,14 @@ class Order:
         epoch, within = divmod(place, self.rows)
         if self.shuffle:
             if epoch != self._epoch:
-                generator = torch.Generator().manual_seed(_digest(self.seed, epoch))
+                generator = torch.Generator().manual_seed(digest(self.seed, epoch))
                 self._permutation = torch.randperm(self.rows, generator=generator).tolist()
                 self._epoch = epoch
             within = self._permutation[within]
-        return within, _digest(self.seed, epoch, within)
+        return within, digest(self.seed, epoch, within)
 
 
-def _digest(*numbers: int) -> int:
+def digest(*numbers: int) -> int:
     """63 well-mixed bits of some integers, the same on every machine."""
     text = ",".join(str(n) for n in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -74,7 +82,7 @@ class Encoded(Dataset[Any]):
     """Place -> encoded item, in a loader worker. A row that fails travels back as the error itself: torch would
     rebuild an exception from its text alone."""
 
-    def __init__(self, rows: Sequence[Any], encode: Callable[[Any, int], Any], order: Order) -> None:
+    def __init__(self, rows: Sequence[Any], encode: Callable[[Any, int], Any], order: Stream) -> None:
         self.rows, self.encode, self.order = rows, encode, order
 
     def __getitem__(self, place: int) -> Any:
@@ -99,7 +107,7 @@ class Collate:
 def stream(
     rows: Sequence[Any],
     codec: Any,
-    order: Order,
+    order: Stream,
     split: Split,
     steps: range,
     workers: int = 0,
@@ -123,7 +131,7 @@ def once(rows: Sequence[Any], codec: Any, split: Split, workers: int = 0) -> Ite
     return _batches(rows, codec, Order(len(rows), shuffle=False), places, workers)
 
 
-def _batches(rows: Sequence[Any], codec: Any, order: Order, places: list[range], workers: int) -> Iterator[Any]:
+def _batches(rows: Sequence[Any], codec: Any, order: Stream, places: list[range], workers: int) -> Iterator[Any]:
     workers = min(workers, len(places))
     loader = DataLoader(
         Encoded(rows, codec.encode, order),
@@ -148,7 +156,7 @@ def hold_out(keys: Sequence[Any], share: float, seed: int) -> tuple[list[int], l
     if len(first) < 2:
         raise ValueError(f"data.val = {share} needs at least two different rows, found {len(first)}")
     count = min(max(1, round(share * len(first))), len(first) - 1)
-    generator = torch.Generator().manual_seed(_digest(seed, len(first)))
+    generator = torch.Generator().manual_seed(digest(seed, len(first)))
     chosen = torch.randperm(len(first), generator=generator)[:count].tolist()
     unique = list(first)
     held = {unique[i] for i in chosen}

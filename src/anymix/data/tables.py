@@ -268,6 +268,10 @@ class ArrowRows:
         self.name = name
         self._dataset = dataset.with_format("arrow")  # the stored form, past the decoding of features
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._dataset.column_names)
+
     def __len__(self) -> int:
         return len(self._dataset)
 

@@ -1,17 +1,24 @@
-"""Opened families put to work: chat, and answers to whole data sets.
+"""Opened families put to work: chat, answers to whole data sets, and pictures.
 
-`open_chat` takes what people type (a model folder or hub id, a LoRA, what `train` wrote) to a `ChatEngine`.
+`open_chat` takes what people type (a model folder or hub id, a LoRA, what `train` wrote) to a `ChatEngine`,
+`open_image` to an `ImageEngine`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anymix.adapters.opening import open_family
 from anymix.engines.chat import ChatEngine
 from anymix.families.common.folders import resolve
 from anymix.families.contract import ChatFamily
+
+if TYPE_CHECKING:
+    from anymix.engines.image import ImageEngine
+
+Lora = str | Path | tuple[str | Path, float]
 
 
 def open_chat(
@@ -35,4 +42,32 @@ def open_chat(
     return ChatEngine(family, resolve(path))
 
 
-__all__ = ["ChatEngine", "open_chat"]
+def open_image(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
+    transformer: str | Path | None = None,
+    lora: Lora | Sequence[Lora] | None = None,
+    base: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> ImageEngine:
+    """A model to draw with, on `device` (auto, npu:1, cpu, ...), computing in `dtype` (auto, bf16, fp16, fp32).
+
+    Args:
+        unet, vae, transformer: folder (or a pipeline's folder) to take that part from instead of the model's own.
+        lora: LoRA files or folders, each alone or with its weight: "a.safetensors", ("b.safetensors", 0.6). They are
+            added into the weights.
+        base: the model under an adapter folder, where it is not the one that names.
+        tokenizer: folder to take tokenizers from, for a single-file checkpoint.
+
+    Raises ValueError in one sentence, also for a part or a LoRA that changes nothing."""
+    from anymix.engines import drawing
+
+    parts = {"unet": unet, "vae": vae, "transformer": transformer}
+    return drawing.opened(path, device, dtype, parts, drawing.pairs(lora), base=base, tokenizer=tokenizer)
+
+
+__all__ = ["ChatEngine", "open_chat", "open_image"]

@@ -145,7 +145,7 @@ class _Job:
 
     def lines(self, left: Sequence[int], batch: int) -> Iterator[Line]:
         """The lines of these rows, in order."""
-        for window in _ahead(self._read, _runs(left, batch * WINDOW)):
+        for window in ahead(self._read, runs(left, batch * WINDOW)):
             yield from self._answered(window, batch)
 
     def _read(self, window: Sequence[int]) -> list[_Ready | Line]:
@@ -168,7 +168,7 @@ class _Job:
         ready = [(n, row) for n, row in enumerate(window) if isinstance(row, _Ready)]
         ready.sort(key=lambda pair: -len(pair[1].prompt.ids))
         place = 0
-        for some in (*_runs(ready, batch), ()):
+        for some in (*runs(ready, batch), ()):
             done.update(zip((n for n, _ in some), self._lines([row for _, row in some]), strict=True))
             while place in done:
                 yield done.pop(place)
@@ -212,11 +212,12 @@ class _Job:
         return line
 
 
-def _runs(items: Sequence[T], size: int) -> list[Sequence[T]]:
+def runs(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Stretches of at most so many items, in order."""
     return [items[n : n + size] for n in range(0, len(items), size)]
 
 
-def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """work(item) for each item, the next one done in a thread while this one is used."""
     with ThreadPoolExecutor(1) as thread:
         begun: Future[R] | None = None

@@ -14,15 +14,12 @@ from typing import Any
 
 from anymix.data.conversations import Block, Listed, Rows, read
 from anymix.data.grammar import Reading
+from anymix.data.images import SUFFIXES as PICTURES
 from anymix.data.tables import read_table
 from anymix.engines.chat import ask
 from anymix.families.common.folders import nearest
 from anymix.samples import Conversation, SampleError
 
-PICTURES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm",
-    ".qoi", ".psd", ".ico",
-)  # fmt: skip
 TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".parquet")
 
 

@@ -1,4 +1,4 @@
-"""The table of families: what a folder's config.json says decides, in one explicit match.
+"""The table of families: what a folder's config.json or model_index.json says decides, in one explicit match.
 
 Nothing is loaded to find out, no folder's name is read, and no remote code is ever run.
 """
@@ -16,22 +16,38 @@ if TYPE_CHECKING:
 
     from anymix.families.contract import Family
 
-NAMES = ("InternVL2",)
+NAMES = ("InternVL2", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
 
 
 def family_of(folder: Path) -> type[Any]:
-    """The family class for a local model folder. Raises ValueError when no family claims it."""
+    """The family class for a local model folder or single-file checkpoint. Raises ValueError when none claims it."""
     match _architecture(folder):
         case "InternVLChatModel" | "InternVLForConditionalGeneration":
             from anymix.families.internvl2 import InternVL2
 
             return InternVL2
+        case "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline":
+            from anymix.families.sd import StableDiffusion
+
+            return StableDiffusion
+        case "StableDiffusionXLPipeline" | "StableDiffusionXLImg2ImgPipeline":
+            from anymix.families.sdxl import StableDiffusionXL
+
+            return StableDiffusionXL
+        case "StableDiffusion3Pipeline" | "StableDiffusion3Img2ImgPipeline":
+            from anymix.families.sd3 import StableDiffusion3
+
+            return StableDiffusion3
         case found:
             raise ValueError(f"{folder}: no family opens {found}, expected a model of {', '.join(NAMES)}")
 
 
 def _architecture(folder: Path) -> str:
     """What the folder says it is. Raises ValueError in one sentence when it is no model folder."""
+    if folder.is_file():
+        from anymix.families.common.single_file import pipeline_of
+
+        return pipeline_of(folder)
     if not any(folder.iterdir()):
         raise ValueError(f"{folder} is empty, expected a model folder; was the download interrupted?")
     config = folder / "config.json"
@@ -39,7 +55,7 @@ def _architecture(folder: Path) -> str:
         if (folder / "adapter_config.json").exists():
             return "an adapter without its base model"
         if (folder / "model_index.json").exists():
-            return f"the pipeline {read_json(folder / 'model_index.json').get('_class_name')}"
+            return str(read_json(folder / "model_index.json").get("_class_name") or "a pipeline without a class")
         shown = ", ".join(sorted(p.name for p in folder.iterdir())[:4])
         raise ValueError(f"{folder} has no config.json (it holds {shown}, ...), so it is not a model folder")
     tree = read_json(config)
@@ -50,7 +66,7 @@ def _architecture(folder: Path) -> str:
 
 
 def codec_of(path: str | Path, **options: Any) -> Any:
-    """The codec of a model folder or hub id, without its weights."""
+    """The codec of a model folder, single-file checkpoint or hub id, without its weights."""
     folder = resolve(path)
     return family_of(folder).open_codec(folder, **options)
 
@@ -58,9 +74,10 @@ def codec_of(path: str | Path, **options: Any) -> Any:
 def open_folder(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **options: Any
 ) -> Family:
-    """Open a model folder or hub id as its family, on `device`, in `dtype` (None: as in the files).
+    """Open a model folder, single-file checkpoint or hub id as its family, on `device`, in `dtype`.
 
-    `options` override what the model's config says of its codec. Raises ValueError in one sentence."""
+    dtype None: as in the files. `options` override what the model's config says of its codec, or name a part to take
+    from elsewhere (unet, transformer, vae, tokenizer). Raises ValueError in one sentence."""
     folder = resolve(path)
     opened: Family = family_of(folder).open(folder, device, dtype, **options)
     return opened

@@ -189,9 +189,15 @@ class ImageFamily(Family, Protocol):
     denoiser: str  # name of its part: unet | transformer
     channels: int  # of latents
     scale: int  # pixels of a latent's edge
+    grain: int  # pixels widths and heights must be multiples of
     resolution: int  # edge in pixels of the square it was made for
     objective: Diffusion | Flow  # of the codec, once `codec.training` has set one
     scheduler: Mapping[str, Any]  # scheduler_config.json of the pipeline
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """A print of the weights each part has now: the same for the same weights, in whatever file or type."""
+        ...
 
     def part(self, name: str) -> nn.Module:
         """unet | transformer | vae | text_encoder | text_encoder_2 | text_encoder_3, in `net` or frozen."""
@@ -209,12 +215,14 @@ class ImageFamily(Family, Protocol):
 
     def condition(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | None],
         size: tuple[int, int],
         original_size: tuple[int, int] | None = None,
         crop: tuple[int, int] = (0, 0),
     ) -> Condition:
-        """Prompts for pictures of `size` (width, height) in pixels; `crop` is (left, top). No gradient."""
+        """Prompts for pictures of `size` (width, height) in pixels; `crop` is (left, top). No gradient.
+
+        None is a prompt that is not given, as a pipeline without a negative prompt has it (SDXL: zeros)."""
         ...
 
     def predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -15,11 +15,12 @@ from typing import Any
 import anymix
 from anymix import config
 from anymix.adapters import files
+from anymix.config import Run
 from anymix.engines import open_chat
 from anymix.engines.chat import Chat, ChatEngine
 from anymix.families.common.folders import resolve
 from anymix.samples import Conversation, ImageRef, Turn
-from anymix.starter import lesson, page, score
+from anymix.starter import lesson, page, painting, score
 from anymix.starter.canvas import SQUARE, WIDE, Picture, Question
 from anymix.starter.ledger import Ledger
 from anymix.starter.page import PICTURES, RECIPE
@@ -73,6 +74,22 @@ class Demo:
     def tell(self, phrase: str, **values: Any) -> None:
         self.say(self.words[phrase].format(**values))
 
+    def counted(self, phrase: str) -> Callable[[int, int], None]:
+        """A bar of that name: (done, total)."""
+        return lambda done, total: self.show(self.words[phrase], done, total, "")
+
+    def train(self, run: Run) -> int:
+        """The loop everything is trained with -> its steps. Raises Stopped when it was asked to stop."""
+
+        def show(step: int, steps: int, values: Any) -> None:
+            if "loss" in values:
+                self.show(self.words["training"], step, steps, f"{self.words['loss']} {values['loss']:.3f}")
+
+        outcome = train(run, say=lambda text: self.say(f"  {text}"), show=show)
+        if outcome.status == "stopped":
+            raise Stopped
+        return outcome.steps
+
 
 def _material() -> dict[str, Any]:
     """All that the results depend on: with anything else in its place they would be old ones."""
@@ -81,6 +98,9 @@ def _material() -> dict[str, Any]:
         "model": files.fingerprint(resolve(MODEL)),
         "recipe": config.load(RECIPE).model_dump(mode="json"),
         "lesson": [lesson.WORD, lesson.NEW, lesson.REPLAY, lesson.JUDGED, lesson.EACH],
+        "painter": files.fingerprint(resolve(painting.MODEL)),
+        "painting": config.load(painting.RECIPE).model_dump(mode="json"),
+        "colour": [painting.WORD, painting.NEW, painting.REPLAY, painting.NEW_ASKED, painting.OLD_ASKED],
     }
 
 
@@ -110,7 +130,8 @@ def demo(it: Demo, pictures: Sequence[Path] = ()) -> Path:
     again = [_asked(it, taught, path) for path in pictures]
     _tell_answers(it, [answer for answers in again for answer in answers])
     answers = zip([*sum(own, []), *before["said"], *known], [*sum(again, []), *after["said"]], strict=True)
-    made = page.make(it, list(answers), before, after)
+    pictures_after, drawing = painting.paint(it)
+    made = page.make(it, list(answers), before, after, pictures_after, drawing)
     it.tell("page", page=made)
     it.tell("next")
     for command, _ in page.commands(it):
@@ -169,19 +190,15 @@ def _save(it: Demo, picture: Picture, name: str) -> str:
 def _judged(it: Demo, engine: ChatEngine, shown: Sequence[Asked], title: str) -> Judged:
     """Counts of the new word and of each old skill, and what is said of a few pictures."""
     sheet = {**lesson.new_sheet(), **lesson.old_sheet()}
-    table = score.count(engine, sheet, _counted(it, title))
+    table = score.count(engine, sheet, it.counted(title))
     return {"scores": [[s.kind, s.right, s.asked] for s in table], "said": _answers(it, engine, shown)}
-
-
-def _counted(it: Demo, title: str) -> Callable[[int, int], None]:
-    return lambda done, total: it.show(it.words[title], done, total, "")
 
 
 # ---------------------------------------------------------------------------------------------------- training
 
 
 def _write_rows(it: Demo) -> int:
-    lesson.write(it.rows.parent, _counted(it, "drawing"))
+    lesson.write(it.rows.parent, it.counted("drawing"))
     return lesson.NEW + lesson.REPLAY
 
 
@@ -189,16 +206,7 @@ def _train(it: Demo) -> int:
     """The recipe anyone can run, by the loop everything is trained with."""
     changes = page.changes(it, it.run)
     it.tell("typed", command=page.typed("train", RECIPE, *changes))
-    run = config.load(RECIPE, [*changes, f"device={it.device}"])
-
-    def show(step: int, steps: int, values: Any) -> None:
-        if "loss" in values:
-            it.show(it.words["training"], step, steps, f"{it.words['loss']} {values['loss']:.3f}")
-
-    outcome = train(run, say=lambda text: it.say(f"  {text}"), show=show)
-    if outcome.status == "stopped":
-        raise Stopped
-    return outcome.steps
+    return it.train(config.load(RECIPE, [*changes, f"device={it.device}"]))
 
 
 # ----------------------------------------------------------------------------------------------------- telling

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,7 @@ def shapes(image: Image.Image) -> list[Found]:
             continue
         mask = labels == number
         for part in _parts(_inner(mask)):
-            whole = _grown(_grown(_grown(part) & mask) & mask) & mask  # tips that are too thin to have an inside
+            whole = grown(grown(grown(part) & mask) & mask) & mask  # tips that are too thin to have an inside
             ys, xs = np.nonzero(whole)
             centre = (xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2
             found.append(Found(_shape_of(whole), colour, place_of(*centre, image.size)))
@@ -117,19 +117,36 @@ def _inner(mask: Mask) -> Mask:
     return inner
 
 
-def _grown(mask: Mask) -> Mask:
+def grown(mask: Mask) -> Mask:
+    """The mask and all that touches it."""
     padded = np.pad(mask, 1)
     shifted = [padded[y : y + mask.shape[0], x : x + mask.shape[1]] for y in range(3) for x in range(3)]
     grown: Mask = np.logical_or.reduce(shifted)
     return grown
 
 
+def parts(mask: Mask) -> list[Mask]:
+    """Connected parts of `SMALLEST` pixels and more."""
+    found = []
+    for reached in _reached(mask):
+        part = np.zeros_like(mask)
+        part[tuple(zip(*reached, strict=True))] = True
+        if part.sum() >= SMALLEST:
+            found.append(part)
+    return found
+
+
+def _reached(mask: Mask) -> Iterator[list[tuple[int, int]]]:
+    """The pixels of each connected part."""
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
+    while left:
+        yield _spread(left.pop(), left)
+
+
 def _parts(mask: Mask) -> list[Mask]:
     """Connected parts; those that shapes of one colour, touching, make together are cut along their cells."""
-    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
     parts = []
-    while left:
-        reached = _spread(left.pop(), left)
+    for reached in _reached(mask):
         width = max(x for _, x in reached) - min(x for _, x in reached) + 1
         height = max(y for y, _ in reached) - min(y for y, _ in reached) + 1
         merged = max(width, height) > 49 or max(width, height) > 1.6 * min(width, height)
@@ -159,7 +176,12 @@ def _spread(start: tuple[int, int], left: set[tuple[int, int]]) -> list[tuple[in
 def _shape_of(mask: Mask) -> str:
     ys, xs = np.nonzero(mask)
     cut = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    return max(SHAPES, key=lambda name: _overlap(cut, _pattern(name, cut.shape)))
+    return max(SHAPES, key=lambda name: outline_overlap(cut, name))
+
+
+def outline_overlap(cut: Mask, name: str) -> float:
+    """How much of its union with a shape that fills the same box a mask shares, 0 to 1."""
+    return _overlap(cut, _pattern(name, cut.shape))
 
 
 def _overlap(one: Mask, other: Mask) -> float:

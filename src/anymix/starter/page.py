@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from anymix.starter.demo import Answer, Demo, Judged
 
 RECIPE = "recipes/starter_lora.yaml"
+WISH = "a large pink star on a blue background"
 PICTURES = "pictures"  # in the demo's folder
 
 
-def make(it: Demo, answers: Sequence[tuple[Answer, Answer]], before: Judged, after: Judged) -> Path:
+def make(
+    it: Demo,
+    answers: Sequence[tuple[Answer, Answer]],
+    before: Judged,
+    after: Judged,
+    drawings: Sequence[Sample],
+    drawing: Section,
+) -> Path:
     """Write report.html into the run's folder -> its path. `answers` are to the same questions before and after."""
-    samples = [_sample(it, two, one["answer"]) for one, two in answers]
-    sections = [_accuracy(it, before, after), _time(it)]
+    samples = [*drawings, *(_sample(it, two, one["answer"]) for one, two in answers)]
+    sections = [_accuracy(it, before, after), drawing, _time(it)]
     return report(it.run, samples=samples, sections=sections, commands=commands(it), language=it.language)
 
 
@@ -35,13 +43,28 @@ def commands(it: Demo) -> list[tuple[str, str]]:
     return [
         (typed("chat", str(it.run), "--image", picture, "describe the picture."), it.words["next chat"]),
         (typed("train", RECIPE, *again), it.words["next train"]),
+        (
+            typed(
+                "generate",
+                str(it.out / "pink"),
+                "a large pink star on a blue background",
+                "-o",
+                str(it.out / "star.png"),
+            ),
+            it.words["next generate"],
+        ),
         (typed("merge", str(it.run), "-o", str(it.out / "merged")), it.words["next merge"]),
     ]
 
 
 def changes(it: Demo, out: Path) -> list[str]:
     """What the demo's training changes of its recipe. Values are YAML: a path that would read as more is quoted."""
-    return [f"{key}={_value(str(path))}" for key, path in (("data.path", it.rows), ("train.out", out))]
+    return set_to({"data.path": it.rows, "train.out": out})
+
+
+def set_to(paths: Mapping[str, Path]) -> list[str]:
+    """Keys of a recipe set to paths, as one types them."""
+    return [f"{key}={_value(str(path))}" for key, path in paths.items()]
 
 
 def _value(text: str) -> str:

@@ -27,6 +27,33 @@ PHRASES: dict[str, tuple[str, str]] = {
     "share new": ('  answers with "{word}" that are right   {shares}', "  答案含 “{word}” 的问题正确率   {shares}"),
     "share old": ("  old skills                         {shares}", "  原有能力正确率                {shares}"),
     "talk": ("  a conversation about {picture}", "  就 {picture} 对话"),
+    "paint": (
+        "\n5. A model that draws, and a colour it has no word for: {word}",
+        "\n5. 会画画的模型，和一个它不认识的颜色：{word}",
+    ),
+    "learn colour": (
+        "\n6. It learns: a LoRA on {new} pictures of the new colour, and {replay} of what it knows",
+        "\n6. 学习：用 {new} 张新颜色的图片训练 LoRA，并掺入 {replay} 张它已会画的图片",
+    ),
+    "drawing before": ("drawing before", "学习前作画"),
+    "drawing after": ("drawing after", "学习后作画"),
+    "drawn new": ("  pictures of {word} that are right in everything   {shares}", "  {word} 图片完全正确   {shares}"),
+    "drawn old": ("  old drawings right in everything             {shares}", "  原有图片完全正确    {shares}"),
+    "drawing accuracy": ("Drawing, before and after", "作画：学习前后"),
+    "judged drawings": (
+        "{new} wishes for {word} and {old} for what it knew, with the same noise before and after. Right is what shows "
+        "colour, shape, background, size and place as wished, judged by its pixels. Pictures: before, after.",
+        "{new} 个愿望要求 {word}，{old} 个要求它已会画的内容，前后使用相同噪声。"
+        "颜色、形状、背景、大小、位置都如愿才算正确，由像素判定。图片：左为之前，右为之后。",
+    ),
+    "asked for": ("asked for", "要求"),
+    "new colour": ("new colour: {word}", "新颜色：{word}"),
+    "old drawings": ("what it knew", "原有内容"),
+    "next generate": ("have it draw the new colour", "让它画出新颜色"),
+    "part drawn before": ("drawing and judging before", "学习前作画与判定"),
+    "part album": ("drawing the pictures to learn from", "绘制学习图片"),
+    "part train colour": ("training the colour", "训练新颜色"),
+    "part drawn after": ("drawing and judging after", "学习后作画与判定"),
     "page": ("\nreport: {page}", "\n报告：{page}"),
     "next": ("next, type one of:", "接下来可以输入："),
     "stopped": ("stopped; the same command goes on from here", "已停止；再次输入同一命令即可继续"),

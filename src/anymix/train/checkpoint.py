@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent: everything a run needs to go on bit for bit.
 
-`checkpoints/step-000500/` holds what trains (trained.safetensors, fp32), optimizer.pt (by parameter name), rng.pt
-(every rank's generators) and state.json (step, best validation, the resolved run). It is written under another
-name, fsynced file by file, and renamed: a kill at any byte leaves the one before. Loading runs no pickled code.
+`checkpoints/step-000500/` holds what trains (trained.safetensors, fp32), its running mean where one is kept
+(ema.safetensors), optimizer.pt (by parameter name), rng.pt (every rank's generators) and state.json (step, best
+validation, the resolved run). It is written under another name, fsynced file by file, and renamed: a kill at any byte
+leaves the one before. Loading runs no pickled code.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from anymix.families.common import shards
 
 FOLDER = re.compile(r"step-(\d+)")
 TRAINED, OPTIMIZER, RNG, STATE = "trained.safetensors", "optimizer.pt", "rng.pt", "state.json"
+MEAN = "ema.safetensors"
 GONE = ".gone-"
 
 
@@ -55,6 +57,7 @@ def save(
     rng: list[dict[str, Any]],
     run: Mapping[str, Any],
     keep: int,
+    mean: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `progress.step`, then drop all but the newest `keep`."""
     root = out / "checkpoints"
@@ -63,6 +66,8 @@ def save(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     shards.write(beside, trained, TRAINED)
+    if mean is not None:
+        shards.write(beside, mean, MEAN)
     for name, content in ((OPTIMIZER, dict(optimizer)), (RNG, rng)):
         with open(beside / name, "wb") as file:
             torch.save(content, file)
@@ -137,6 +142,7 @@ class Saved:
     trained: dict[str, Tensor]
     optimizer: dict[str, Any]
     rng: list[dict[str, Any]]
+    mean: dict[str, Tensor] | None = None  # of a run with train.ema
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -162,6 +168,7 @@ def load(folder: Path) -> Saved:
             load_file(folder / TRAINED),
             torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True),  # once for all ranks
             torch.load(folder / RNG, map_location="cpu", weights_only=True),
+            load_file(folder / MEAN) if (folder / MEAN).exists() else None,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(_unreadable(folder, error)) from None
@@ -203,7 +210,8 @@ def same_material(before: Progress, now: Progress) -> None:
 
 # settings that may change between the parts of a run; rows per step and the rows themselves are held in Progress
 FREE = (
-    "device", "nproc", "resume", "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
+    "device", "nproc", "resume", "cache.", "previews.", "dreambooth.class_path", "model.tokenizer",
+    "data.workers", "data.path", "data.root", "data.on_error", "model.path", "train.out",
     "train.steps", "train.epochs", "train.batch", "train.accumulate", "train.save_every", "train.keep",
     "train.val_every", "train.patience", "train.log_every", "train.trackers", "train.checkpointing",
 )  # fmt: skip

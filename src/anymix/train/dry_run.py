@@ -9,7 +9,8 @@ from anymix.config import Run
 from anymix.data.loader import Split
 from anymix.device import peak_memory, pick, ranks, reset_peak_memory, synchronize
 from anymix.train import optim
-from anymix.train.prepare import Prepared, Say, prepare
+from anymix.train.gathering import Say
+from anymix.train.prepare import Prepared, prepare
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ def forecast(run: Run, say: Say = print) -> Forecast:
     _step(ready)
     synchronize(device)
     seconds = time.perf_counter() - began
-    longest = ready.verdict.lengths.index(max(ready.verdict.lengths))
+    longest = ready.found.verdict.lengths.index(max(ready.found.verdict.lengths))
     return Forecast(
         longest_key=ready.rows.key(longest),
-        longest_tokens=max(ready.verdict.lengths),
+        longest_tokens=max(ready.found.verdict.lengths),
         peak_bytes=peak_memory(device),
         peak_is_of_the_step=since,
         seconds_per_step=seconds,
@@ -57,7 +58,7 @@ def forecast(run: Run, say: Say = print) -> Forecast:
 
 def _step(ready: Prepared) -> None:
     codec, split = ready.family.codec, ready.split
-    longest = ready.verdict.lengths.index(max(ready.verdict.lengths))
+    longest = ready.found.verdict.lengths.index(max(ready.found.verdict.lengths))
     item = codec.encode(ready.rows[longest], 0)
     optim.set_rate(ready.stepper.optimizer, 0.0)
     ready.stepper.take([codec.collate([item] * split.batch) for _ in range(split.accumulate)])

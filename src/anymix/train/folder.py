@@ -18,6 +18,7 @@ OURS = (
     "metrics.jsonl",
     "checkpoints",
     "best",
+    "class",
     "tensorboard",
     "wandb",
     "swanlab",

@@ -1,36 +1,38 @@
 """The loop: step, log, save, validate, until the steps are done, the loss stops falling, or somebody asks it to stop.
 
 It knows no family, no file format and no device by name. Weights are saved before anything that could fail
-(validation, checks) runs; SIGTERM saves and ends in good order.
+(validation, checks) runs; SIGTERM saves and ends in good order. Checks look at a run and never change it.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from anymix.adapters import files, lora
+from anymix.adapters import files, kinds
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
-from anymix.families.contract import Batch, Family
+from anymix.families.contract import Batch
 from anymix.train import checkpoint, folder, metrics, optim
 from anymix.train.checkpoint import Progress
-from anymix.train.prepare import Prepared, Say, prepare
+from anymix.train.checks import Check, Checks, look
+from anymix.train.ema import Ema
+from anymix.train.gathering import Say
+from anymix.train.handing_out import save_model
+from anymix.train.prepare import Prepared, prepare
 from anymix.train.report import report
 from anymix.train.report.words import spoken
 from anymix.train.step import Update, held_out_loss
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps, values
-Check = Callable[[Family, Path, int], Mapping[str, float]]  # family, output folder, step -> values to log
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class _Loop:
     ready: Prepared
     me: ranks.Ranks
     say: Say
-    checks: Sequence[Check]
+    checks: Sequence[Check]  # none but on the main rank
     progress: Progress
+    ema: Ema | None = None
     trackers: list[metrics.Tracker] = field(default_factory=list)
     last: Update | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -65,12 +68,17 @@ class _Loop:
     def out(self) -> Path:
         return Path(self.run.train.out)
 
+    def to_use(self) -> AbstractContextManager[None]:
+        """The net holds what is validated, looked at and handed out within it: the running mean, where there is one."""
+        return self.ema.in_place() if self.ema else nullcontext()
 
-def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Sequence[Check] = ()) -> Outcome:
+
+def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Checks | None = None) -> Outcome:
     """Train as `run` says, on this process's device, as one of the ranks torchrun started (or alone).
 
-    `say` gets sentences, `show` every line of metrics, `checks` run after each save (main rank) and their values
-    are logged. Raises ValueError in one sentence for what is wrong with the recipe, the model or a row.
+    `say` gets sentences, `show` every line of metrics; the checks that `checks` makes of the prepared run are called
+    before step 1 and after each save (main rank), and what they find is logged. Raises ValueError in one sentence for
+    what is wrong with the recipe, the model or a row.
     """
     if run.nproc > 1 and ranks.here().world == 1:
         raise ValueError(
@@ -86,7 +94,8 @@ def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Seque
         if found:
             checkpoint.same_run(checkpoint.read_state(found)["run"], run.model_dump(mode="json"))
         ready = prepare(run, device, me, tell)
-        loop = _Loop(ready, me, tell, checks, _material(ready))
+        looked = checks(ready, tell) if checks is not None and me.is_main else ()
+        loop = _Loop(ready, me, tell, looked, _material(ready), _mean(ready))
         if found:
             _resume(loop, found)
         loop.trackers = trackers = _trackers(ready, loop.progress, show) if me.is_main else []
@@ -114,6 +123,11 @@ def _material(ready: Prepared) -> Progress:
     return Progress(0, ready.steps, ready.split.rows, len(ready.rows), ready.digest, base)
 
 
+def _mean(ready: Prepared) -> Ema | None:
+    decay = ready.run.train.ema
+    return None if decay is None else Ema(ready.family.net, decay)
+
+
 def _trackers(ready: Prepared, progress: Progress, show: Show | None) -> list[metrics.Tracker]:
     out, run = Path(ready.run.train.out), ready.run.model_dump(mode="json")
     made: list[metrics.Tracker] = [metrics.Journal(out / "metrics.jsonl", progress.step)]
@@ -130,6 +144,8 @@ def _resume(loop: _Loop, found: Path) -> None:
         raise ValueError(f"{loop.out} has taken {saved.progress.step} steps, more than the {ready.steps} asked for")
     checkpoint.put_back(loop.ready.family.net, saved.trained)
     optim.restore(stepper.optimizer, saved.optimizer)
+    if loop.ema is not None:
+        loop.ema.restore(saved.mean or {})
     if saved.progress.scaler:
         stepper.scaler.load_state_dict(saved.progress.scaler)
     exact = len(saved.rng) == loop.me.world
@@ -153,6 +169,9 @@ def _steps(loop: _Loop) -> str:
     todo = range(loop.progress.step, ready.steps)
     if loop.progress.step and _due(loop.progress.step, run.train.val_every, ready) and _validate(loop):
         return "early stop"  # the run was cut off between saving and validating
+    if loop.progress.step == 0:
+        _look(loop)
+        ranks.barrier()
     batches = loader.stream(ready.rows, ready.family.codec, ready.order, ready.split, todo, run.data.workers)
     clock = time.perf_counter()
     for step in todo:
@@ -188,12 +207,15 @@ def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: 
         updates=progress.updates + update.stepped,
         scaler=scaler.state_dict() if scaler.is_enabled() else None,
     )
+    if loop.ema is not None and update.stepped:
+        loop.ema.update(loop.progress.updates)
     if (step + 1) % loop.run.train.log_every == 0 or step + 1 == ready.steps:
         seconds = time.perf_counter() - began
         tokens = sum(batch.host["cu_seqlens"][-1] for batch in micro if "cu_seqlens" in batch.host)
+        rate_of = ("tokens_per_s", tokens * ready.split.world) if tokens else ("images_per_s", update.weight)
         values = {"loss": update.loss, "lr": rate, "grad_norm": update.norm, "targets": update.weight,
                   "epoch": (step + 1) * ready.split.rows / len(ready.rows), "seconds": seconds, "data_wait": waited,
-                  "tokens_per_s": tokens * ready.split.world / seconds}  # fmt: skip
+                  rate_of[0]: rate_of[1] / seconds}  # fmt: skip
         _log(loop, values)
 
 
@@ -218,29 +240,38 @@ def _save(loop: _Loop) -> None:
             rng=states,
             run=loop.run.model_dump(mode="json"),
             keep=loop.run.train.keep,
+            mean={name: p.cpu() for name, p in loop.ema.mean.items()} if loop.ema else None,
         )
-        if lora.is_attached(net):
-            save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
-        for check in loop.checks:
-            _log(loop, check(ready.family, loop.out, loop.progress.step))
+        with loop.to_use():
+            if kinds.is_attached(net):
+                save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
+        if not loop.stop.is_set():  # whoever asked to stop does not wait long
+            _look(loop)
     ranks.barrier()
 
 
-def save_model(ready: Prepared, to: Path) -> None:
-    """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
-    family = ready.family
-    if lora.is_attached(family.net):
-        lora.save(family.net, to, str(ready.run.model.path), {"codec": json.dumps(family.codec.chosen())})
-    else:
-        family.save(to, family.layout)
+def _look(loop: _Loop) -> None:
+    ready, step = loop.ready, loop.progress.step
+    for check in loop.checks:
+        with loop.to_use():
+            look(check, ready.family, loop.out, step, ready.stepper.device, loop.trackers, loop.say)
 
 
 def _validate(loop: _Loop) -> bool:
     """Held-out loss; keep the weights when it is the best so far. -> has it waited long enough to stop?"""
-    ready, run = loop.ready, loop.run
-    if ready.held is None or loop.progress.validated == loop.progress.step:
+    ready = loop.ready
+    if ready.found.held is None or loop.progress.validated == loop.progress.step:
         return False
-    batches = loader.once(ready.held, ready.family.codec.still(), ready.split, run.data.workers)
+    with loop.to_use():
+        _hold_out(loop)
+    ranks.barrier()
+    return _waited_enough(loop)
+
+
+def _hold_out(loop: _Loop) -> None:
+    ready, run = loop.ready, loop.run
+    assert ready.found.held is not None
+    batches = loader.once(ready.found.held, ready.family.codec.still(), ready.split, run.data.workers)
     stepper, progress = ready.stepper, replace(loop.progress, validated=loop.progress.step)
     value = held_out_loss(stepper.step, batches, stepper.device, stepper.dtype)
     if progress.best is None or value < progress.best:
@@ -254,8 +285,6 @@ def _validate(loop: _Loop) -> bool:
     loop.say(f"step {progress.step}: validation loss {value:.4f}{mark}")
     if loop.me.is_main:
         checkpoint.note(loop.out, loop.progress)
-    ranks.barrier()
-    return _waited_enough(loop)
 
 
 def _waited_enough(loop: _Loop) -> bool:
@@ -290,7 +319,8 @@ def _finish(loop: _Loop, status: str) -> None:
         shutil.rmtree(best)
         loop.say(f"{loop.out} holds the weights of step {loop.progress.best_step}, the best validation loss")
     elif loop.progress.best is None:
-        save_model(loop.ready, loop.out)
+        with loop.to_use():
+            save_model(loop.ready, loop.out)
         loop.say(f"{loop.out} holds the weights of step {loop.progress.step}")
 
 
@@ -324,7 +354,7 @@ def _outcome(loop: _Loop, status: str) -> Outcome:
 def _describe(loop: _Loop, device: Device, status: str) -> None:
     if not loop.me.is_main:
         return
-    verdict = loop.ready.verdict
+    verdict = loop.ready.found.verdict
     loop.out.mkdir(parents=True, exist_ok=True)
     metrics.write_run(
         loop.out / "run.json",
@@ -338,8 +368,8 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "world": loop.me.world,
             "data": {
                 "rows": len(loop.ready.rows),
-                "held_out": len(loop.ready.held or ()),
-                "skipped": verdict.skipped + loop.ready.skipped_held,
+                "held_out": len(loop.ready.found.held or ()),
+                "skipped": verdict.skipped + loop.ready.found.skipped_held,
             },
             "versions": metrics.versions(),
         },

@@ -1,4 +1,7 @@
-"""What a run reports while it goes: metrics.jsonl always, dashboards by name, and a callable for the terminal."""
+"""What a run reports while it goes: metrics.jsonl always, dashboards by name, and a callable for the terminal.
+
+Numbers by name, and pictures by name: files with a caption, which the journal points at and dashboards take in.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from anymix.device.settings import PLUGIN
 from anymix.families.common.shards import write_text
@@ -20,8 +27,18 @@ from anymix.families.common.shards import write_text
 PACKAGES = ("anymix", "torch", PLUGIN, "transformers", "peft", "safetensors", "datasets", "pillow", "numpy")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture file to show, and what it is of: the prompt it was drawn from."""
+
+    path: Path
+    caption: str = ""
+
+
 class Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def show(self, pictures: Mapping[str, Picture], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,10 +52,23 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in lines(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._folder = path.parent.resolve()
         self._file = open(path, "a", encoding="utf-8")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._write({"step": step, **values})
+
+    def show(self, pictures: Mapping[str, Picture], step: int) -> None:
+        """Names the files, from the run's folder on where they lie in it: the folder may be moved."""
+        shown = {name: {"path": self._named(p.path), "caption": p.caption} for name, p in pictures.items()}
+        self._write({"step": step, "pictures": shown})
+
+    def _named(self, path: Path) -> str:
+        path = path.resolve()
+        return str(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -63,6 +93,9 @@ class Terminal:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._show(step, values)
 
+    def show(self, pictures: Mapping[str, Picture], step: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -76,13 +109,21 @@ def open_tracker(name: str, out: Path, run: Mapping[str, Any]) -> Tracker:
 
 
 class _Calls:
-    """A tracker from two callables."""
+    """A tracker from three callables."""
 
-    def __init__(self, log: Callable[[dict[str, float], int], Any], close: Callable[[], Any]) -> None:
-        self._log, self._close = log, close
+    def __init__(
+        self,
+        log: Callable[[dict[str, float], int], Any],
+        show: Callable[[Mapping[str, Picture], int], Any],
+        close: Callable[[], Any],
+    ) -> None:
+        self._log, self._show, self._close = log, show, close
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._log(dict(values), step)
+
+    def show(self, pictures: Mapping[str, Picture], step: int) -> None:
+        self._show(pictures, step)
 
     def close(self) -> None:
         self._close()
@@ -97,7 +138,12 @@ def _tensorboard(out: Path, run: Mapping[str, Any]) -> Tracker:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
-    return _Calls(log, writer.close)
+    def show(pictures: Mapping[str, Picture], step: int) -> None:
+        for name, picture in pictures.items():
+            with Image.open(picture.path) as image:
+                writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    return _Calls(log, show, writer.close)
 
 
 def _wandb(out: Path, run: Mapping[str, Any]) -> Tracker:
@@ -105,7 +151,14 @@ def _wandb(out: Path, run: Mapping[str, Any]) -> Tracker:
 
     mode = os.environ.get("WANDB_MODE") or ("online" if _reachable(_host("WANDB_BASE_URL")) else "offline")
     run_ = wandb.init(project="anymix", name=out.name, dir=str(out), config=dict(run), mode=mode)
-    return _Calls(lambda values, step: run_.log(values, step=step), run_.finish)
+
+    def log(values: dict[str, Any], step: int) -> None:
+        run_.log(values, step=step)
+
+    def show(pictures: Mapping[str, Picture], step: int) -> None:
+        log({name: wandb.Image(str(p.path), caption=p.caption or None) for name, p in pictures.items()}, step)
+
+    return _Calls(log, show, run_.finish)
 
 
 def _swanlab(out: Path, run: Mapping[str, Any]) -> Tracker:
@@ -115,7 +168,14 @@ def _swanlab(out: Path, run: Mapping[str, Any]) -> Tracker:
     run_ = swanlab.init(
         project="anymix", experiment_name=out.name, logdir=str(out / "swanlab"), config=dict(run), mode=mode
     )
-    return _Calls(lambda values, step: run_.log(values, step=step), swanlab.finish)
+
+    def log(values: dict[str, Any], step: int) -> None:
+        run_.log(values, step=step)
+
+    def show(pictures: Mapping[str, Picture], step: int) -> None:
+        log({name: swanlab.Image(str(p.path), caption=p.caption or None) for name, p in pictures.items()}, step)
+
+    return _Calls(log, show, swanlab.finish)
 
 
 def _host(variable: str) -> str:

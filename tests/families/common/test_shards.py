@@ -24,7 +24,7 @@ def test_opening_lists_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
         file_of |= dict.fromkeys(tensors, file)
     (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": file_of}))
     listed: list[Path] = []
-    opened = shards._opened
+    opened = shards.opened
 
     class Counted:
         def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ def test_opening_lists_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
             listed.append(self.path)
             return list(self.file.keys())
 
-    monkeypatch.setattr(shards, "_opened", Counted)
+    monkeypatch.setattr(shards, "opened", Counted)
     Shards(tmp_path).close()
     assert sorted(path.name for path in listed) == sorted(set(file_of.values()))
 

@@ -16,16 +16,21 @@ from pathlib import Path
 # ModelScope keeps some models under another owner
 MODELSCOPE_OWNER = {"stabilityai": "AI-ModelScope", "madebyollin": "AI-ModelScope", "llava-hf": "llava-hf"}
 
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth")  # pickles are refused by what opens them, in a sentence
 STARTER = "starter:"
 STARTERS = Path(__file__).parents[2] / "starter" / "models"
 
 
 def resolve(path: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The local folder for a path, a hub id or a starter. Raises ValueError in one sentence when there is none."""
+    """The local folder for a path, a hub id or a starter; a checkpoint that is one file, as it is.
+
+    Raises ValueError in one sentence when there is none."""
     if str(path).startswith(STARTER):
         return _starter(str(path))
     folder = Path(path).expanduser()
     if folder.is_dir():
+        return folder
+    if folder.suffix in CHECKPOINTS and folder.is_file():
         return folder
     if folder.exists():
         raise ValueError(f"{path} is a file, expected a model folder; give the folder it lies in")

@@ -28,7 +28,7 @@ Tokenise = Callable[[str, str], dict[str, Tensor]]  # text, key -> ids (K, 77) b
 
 
 class Kept(Protocol):
-    """Encodings made earlier. Neither touches a picture's file, or an encoder; None: not there."""
+    """Encodings made earlier. None of these touches a picture's file, or an encoder; None: not there."""
 
     def size(self, image: ImageRef) -> tuple[int, int] | None:
         """(width, height) of a picture."""
@@ -40,6 +40,10 @@ class Kept(Protocol):
 
     def text(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Tensors of a Condition, without the batch dimension, as `ImageFamily.embed` gave them."""
+        ...
+
+    def mask(self, image: ImageRef, view: View, shape: tuple[int, int]) -> Tensor | None:
+        """(h, w) of a mask as `mask` made it."""
         ...
 
 
@@ -111,28 +115,50 @@ def _frame(
     tensors["weighting"] = tensors["weighting"] * weight
     tensors["time_ids"] = torch.tensor(view.micro, dtype=torch.float32)
     if plan.masked:
-        tensors["mask"] = _mask(sample, view, shape)
+        tensors["mask"] = _mask(sample, view, shape[1:], plan)
     return Frame(tensors, view)
 
 
 def _view(sample: Caption, choose: random.Random, plan: Plan) -> View:
     size = plan.kept.size(sample.image) if plan.kept else None
-    ways = views.views(sample, size or image_size(sample.image, sample.key), plan.look)
-    return ways[0] if plan.still else choose.choice(ways)
+    return choose.choice(ways(sample, size or image_size(sample.image, sample.key), plan))
+
+
+def ways(sample: Caption, size: tuple[int, int], plan: Plan) -> list[View]:
+    """All views `draw` may choose of a picture of `size`. Raises SampleError for one too small."""
+    found = views.views(sample, size, plan.look)
+    return found[:1] if plan.still else found
 
 
 def _text(sample: Caption, choose: random.Random, plan: Plan) -> str:
     if plan.still:
         return sample.texts[0]
     text = choose.choice(sample.texts)
-    if choose.random() < (plan.dropout if sample.dropout is None else sample.dropout):
+    if choose.random() < _dropout(sample, plan):
         return ""
     if not sample.shuffle:
         return text
-    tags = [tag.strip() for tag in text.split(",")]
-    rest = tags[sample.keep :]
+    first, rest = _tags(text, sample.keep)
     choose.shuffle(rest)
-    return ", ".join((*tags[: sample.keep], *rest))
+    return ", ".join((*first, *rest))
+
+
+def sayings(sample: Caption, plan: Plan) -> tuple[list[str], bool]:
+    """Texts `draw` may choose, and whether these are all: orders of shuffled tags are too many to list."""
+    if plan.still:
+        return [sample.texts[0]], True
+    fixed = [text for text in sample.texts if not sample.shuffle or len(_tags(text, sample.keep)[1]) < 2]
+    texts = [", ".join(sum(_tags(text, sample.keep), [])) if sample.shuffle else text for text in fixed]
+    return [*texts, *([""] if _dropout(sample, plan) > 0 else [])], len(fixed) == len(sample.texts)
+
+
+def _dropout(sample: Caption, plan: Plan) -> float:
+    return plan.dropout if sample.dropout is None else sample.dropout
+
+
+def _tags(text: str, keep: int) -> tuple[list[str], list[str]]:
+    tags = [tag.strip() for tag in text.split(",")]
+    return tags[:keep], tags[keep:]
 
 
 def _picture(sample: Caption, view: View, plan: Plan) -> dict[str, Tensor]:
@@ -149,11 +175,17 @@ def _words(ids: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     return {f"ids.{name}": t for name, t in ids.items()}
 
 
-def _mask(sample: Caption, view: View, shape: tuple[int, ...]) -> Tensor:
+def _mask(sample: Caption, view: View, shape: tuple[int, int], plan: Plan) -> Tensor:
     if sample.mask is None:
-        return torch.ones(shape[1:])
-    whole = torch.from_numpy(views.mask(sample.mask, view, sample.key))[None, None]
-    return torch.nn.functional.interpolate(whole, shape[1:], mode="area")[0, 0]
+        return torch.ones(shape)
+    kept = plan.kept.mask(sample.mask, view, shape) if plan.kept else None
+    return mask(sample.mask, view, shape, sample.key) if kept is None else kept
+
+
+def mask(image: ImageRef, view: View, shape: tuple[int, int], key: str) -> Tensor:
+    """(h, w) in 0..1 of a mask, at the size of latents. Raises SampleError where it cannot be read."""
+    whole = torch.from_numpy(views.mask(image, view, key))[None, None]
+    return torch.nn.functional.interpolate(whole, shape, mode="area")[0, 0]
 
 
 def collate(items: Sequence[Drawn]) -> Batch:

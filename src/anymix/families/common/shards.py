@@ -24,7 +24,8 @@ from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # what a save of whole models names its files
+STEMS = ("model", "diffusion_pytorch_model")  # how weight files begin: transformers' models, diffusers' models
+WEIGHT_FILE = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors")  # as a save names them
 SHARD_BYTES = 5 * 2**30  # of a save that has no split of its source to keep
 SAVING = ".anymix-saving"  # in a folder: files of a whole save that have yet to take their places
 POINTER = b"version https://git-lfs"
@@ -44,7 +45,7 @@ class Shards:
         self._open = ExitStack()
         self._files: dict[str, Any] = {}
         for file in sorted(set(self.file_of.values())):
-            self._files[file] = self._open.enter_context(_opened(folder / file))
+            self._files[file] = self._open.enter_context(opened(folder / file))
         held = {file: set(opened.keys()) for file, opened in self._files.items()}
         absent = [name for name, file in self.file_of.items() if name not in held[file]]
         if absent:
@@ -83,31 +84,51 @@ class Shards:
 
 def weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, in the order of the files. The same errors as `Shards`."""
+    refuse_half_saved(folder)
+    return mapped(folder)
+
+
+def refuse_half_saved(folder: Path) -> None:
+    """Raise ValueError for a folder in which a whole save was cut off among its renames."""
     if (folder / SAVING).exists():
         raise ValueError(
             f"{folder}: a save was cut off while its files took their places, so this is a mix of two models; save "
             f"into it again, or move all that lies in its {SAVING} up into it and remove {SAVING}"
         )
-    return _mapped(folder)
 
 
-def _mapped(folder: Path) -> dict[str, str]:
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        mapping = index.get("weight_map")
-        if not isinstance(mapping, dict) or not mapping:
-            raise ValueError(f"{folder / INDEX} has no weight_map; copy the folder again")
-        missing = sorted({file for file in mapping.values() if not (folder / file).exists()})
-        if missing:
-            raise ValueError(
-                f"{folder}: {len(missing)} of {len(set(mapping.values()))} weight files are missing, the first is "
-                f"{missing[0]}; copy them from where the folder came from"
-            )
-        return {name: str(file) for name, file in mapping.items()}
-    if (folder / SINGLE).exists():
-        with _opened(folder / SINGLE) as file:
-            return dict.fromkeys(file.keys(), SINGLE)
+def single_of(stem: str) -> str:
+    """The one weight file of a folder: model.safetensors."""
+    return f"{stem}.safetensors"
+
+
+def index_of(stem: str) -> str:
+    """The index of a folder's weight files: model.safetensors.index.json."""
+    return f"{stem}.safetensors.index.json"
+
+
+def mapped(folder: Path, stem: str = "model") -> dict[str, str]:
+    """Tensor name -> file name of the weights that begin with `stem`. The same errors as `Shards`."""
+    if (folder / index_of(stem)).is_file():
+        return indexed(folder, index_of(stem))
+    if (folder / single_of(stem)).exists():
+        with opened(folder / single_of(stem)) as file:
+            return dict.fromkeys(file.keys(), single_of(stem))
     raise ValueError(f"{folder}: {_no_weights(folder)}")
+
+
+def indexed(folder: Path, index: str) -> dict[str, str]:
+    """Tensor name -> file name, as an index has them. Raises ValueError where it, or a file it names, is amiss."""
+    mapping = read_json(folder / index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise ValueError(f"{folder / index} has no weight_map; copy the folder again")
+    missing = sorted({file for file in mapping.values() if not (folder / file).exists()})
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(set(mapping.values()))} weight files are missing, the first is "
+            f"{missing[0]}; copy them from where the folder came from"
+        )
+    return {name: str(file) for name, file in mapping.items()}
 
 
 def _no_weights(folder: Path) -> str:
@@ -137,7 +158,8 @@ def variant_free(name: str) -> str:
     return ".".join(parts)
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A safetensors file to take tensors from. Raises ValueError in one sentence when it is not whole."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(POINTER))
@@ -219,19 +241,39 @@ def _files(folder: Path) -> list[Path]:
 
 def _take_places(whole: Path, folder: Path) -> None:
     """Move every file of `whole` into `folder`; can be cut off anywhere and called again."""
-    if (whole / SINGLE).exists() and not (whole / INDEX).exists():
-        (folder / INDEX).unlink(missing_ok=True)
-    for path in sorted(_files(whole), key=lambda path: path.name in (INDEX, SINGLE)):  # what the line above asks, last
+    places = {place.relative_to(whole): _stems(place) for place in (whole, *_folders(whole))}
+    ends = {index_of(stem) for stem in STEMS} | {single_of(stem) for stem in STEMS}
+    for place, stems in places.items():
+        for stem in stems:
+            if (whole / place / single_of(stem)).exists() and not (whole / place / index_of(stem)).exists():
+                (folder / place / index_of(stem)).unlink(missing_ok=True)
+    for path in sorted(_files(whole), key=lambda path: path.name in ends):  # what the lines above ask, last
         target = folder / path.relative_to(whole)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
         sync_folder(target.parent)
-    named = set(_mapped(folder).values())
-    for path in folder.iterdir():
-        if WEIGHT_FILE.fullmatch(path.name) and path.name not in named:
-            path.unlink()
+    for place in places:
+        drop_former(folder / place, WEIGHT_FILE)
     shutil.rmtree(whole)
     sync_folder(folder)
+
+
+def _folders(whole: Path) -> list[Path]:
+    return sorted(path for path in whole.rglob("*") if path.is_dir())
+
+
+def _stems(place: Path) -> list[str]:
+    return [stem for stem in STEMS if (place / single_of(stem)).exists() or (place / index_of(stem)).exists()]
+
+
+def drop_former(place: Path, names: re.Pattern[str]) -> None:
+    """Remove the files of these names that the weights now in `place` have taken the place of."""
+    for stem in _stems(place):
+        named = set(mapped(place, stem).values())
+        for path in place.iterdir():
+            found = names.fullmatch(path.name)
+            if found and found[1] == stem and path.name not in named:
+                path.unlink()
 
 
 def _umask() -> int:

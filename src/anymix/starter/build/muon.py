@@ -16,20 +16,30 @@ from torch import Tensor, nn
 A, B, C = 3.4445, -4.7750, 2.0315  # Newton-Schulz: s -> A s + B s^3 + C s^5
 ROUNDS = 4  # of the usual five: the fifth turns these small matrices no further, and costs a fifth of it all
 EDGES = ("embed", "lm_head", "class_head")  # matrices that are tables or heads: AdamW's
+KERNEL_EDGES = ("conv_in", "conv_out", "pos_embed")  # kernels that meet pixels or latents: AdamW's too
 
 
 class Optimiser:
     """One step over several modules, each with its own share of the rates."""
 
-    def __init__(self, parts: Sequence[tuple[nn.Module, float]], matrices: float, others: float, decay: float = 0.01):
+    def __init__(
+        self,
+        parts: Sequence[tuple[nn.Module, float]],
+        matrices: float,
+        others: float,
+        decay: float = 0.01,
+        kernels: bool = False,
+    ) -> None:
+        """Modules with their shares. With `kernels` those of convolutions are matrices too, (out, in x size)."""
         self._stacks: list[tuple[list[nn.Parameter], Tensor, float]] = []
         groups = []
         for module, share in parts:
-            inner = [p for name, p in module.named_parameters() if _is_matrix(name, p)]
-            for shape in dict.fromkeys(p.shape for p in inner):
-                same = [p for p in inner if p.shape == shape]
-                self._stacks.append((same, torch.zeros(len(same), *shape), matrices * share))
-            rest = [p for name, p in module.named_parameters() if not _is_matrix(name, p)]
+            named = list(module.named_parameters())
+            inner = {name: p for name, p in named if _is_matrix(name, p) or (kernels and _is_kernel(name, p))}
+            for shape in dict.fromkeys(p.shape for p in inner.values()):
+                same = [p for p in inner.values() if p.shape == shape]
+                self._stacks.append((same, torch.zeros(len(same), *same[0].flatten(1).shape), matrices * share))
+            rest = [p for name, p in named if name not in inner]
             groups.append({"params": rest, "lr": others * share, "rate": others * share})
         self._adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)
         self._decay = decay
@@ -49,12 +59,12 @@ class Optimiser:
                 self._turn(stack, momentum, rate * scale)
 
     def _turn(self, stack: Sequence[nn.Parameter], momentum: Tensor, rate: float) -> None:
-        gradient = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in stack])
+        gradient = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in stack]).flatten(2)
         momentum.lerp_(gradient, 0.05)
         update = orthogonal(gradient.lerp(momentum, 0.95))
         size = 0.2 * max(update.shape[1:]) ** 0.5
         for parameter, change in zip(stack, update, strict=True):
-            parameter.mul_(1 - rate * self._decay).sub_(change, alpha=rate * size)
+            parameter.mul_(1 - rate * self._decay).sub_(change.view_as(parameter), alpha=rate * size)
 
 
 def orthogonal(stack: Tensor) -> Tensor:
@@ -70,3 +80,9 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and not any(edge in name for edge in EDGES)
+
+
+def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    if parameter.ndim != 4 or any(edge in name for edge in KERNEL_EDGES):
+        return False
+    return min(parameter.flatten(1).shape) >= 8

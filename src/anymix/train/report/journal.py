@@ -1,4 +1,4 @@
-"""What a run wrote, read back: run.json as it stands, metrics.jsonl as one curve per name.
+"""What a run wrote, read back: run.json as it stands, metrics.jsonl as one curve and one row of pictures per name.
 
 Losses are finite, because the loop stops at one that is not. A gradient norm may be infinite (an fp16 step that
 overflowed and was skipped): such values stand in no curve and are counted.
@@ -7,8 +7,8 @@ overflowed and was skipped): such values stand in no curve and are counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,16 @@ from anymix.families.common import shards
 from anymix.train import metrics
 
 Curve = list[tuple[int, float]]  # (step, value), steps rising
+NAMES = {"step", "pictures"}  # in a line, that are no metric's
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of one name as it was at one step. Its path is from the run's folder on, or absolute."""
+
+    step: int
+    path: Path
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Record:
     facts: Mapping[str, Any]  # run.json
     curves: Mapping[str, Curve]
     infinite: Mapping[str, int]
+    shown: Mapping[str, Sequence[Shown]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -53,15 +64,18 @@ def read(out: Path) -> Record:
         raise ValueError(f"{out} has no run.json, so it is no folder of a run; give the one that train.out named")
     curves: dict[str, Curve] = {}
     infinite: dict[str, int] = {}
+    shown: dict[str, list[Shown]] = {}
     for line in _in_order(metrics.lines(out / "metrics.jsonl")):
+        for name, picture in line.get("pictures", {}).items():
+            shown.setdefault(name, []).append(Shown(line["step"], Path(picture["path"]), picture["caption"]))
         for name, value in line.items():
-            if name == "step" or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if name in NAMES or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if math.isfinite(value):
                 curves.setdefault(name, []).append((line["step"], value))
             else:
                 infinite[name] = infinite.get(name, 0) + 1
-    return Record(shards.read_json(out / "run.json"), curves, infinite)
+    return Record(shards.read_json(out / "run.json"), curves, infinite, shown)
 
 
 def _in_order(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -76,4 +90,4 @@ def _in_order(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _repeats(line: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Several lines share a step (its loss, then its validation); one with a loss begins it."""
-    return before["step"] == line["step"] and ("loss" in line or bool(line.keys() & before.keys() - {"step"}))
+    return before["step"] == line["step"] and ("loss" in line or bool(line.keys() & before.keys() - NAMES))

@@ -13,10 +13,10 @@ import yaml
 
 from anymix.config import Adapter, Run
 from anymix.train.checkpoint import flat
-from anymix.train.report import curves, samples
-from anymix.train.report.journal import Curve, Record
+from anymix.train.report import curves, figures, pictures, samples
+from anymix.train.report.journal import Record
 from anymix.train.report.markup import Html, folded, html, table, tag
-from anymix.train.report.numbers import duration, exact, number, share
+from anymix.train.report.numbers import duration, number, share
 from anymix.train.report.samples import Sample
 
 Words = Mapping[str, str]
@@ -45,6 +45,7 @@ def whole(out: Path, record: Record, w: Words, shown: Sequence[Sample], sections
     parts = [
         *(_section(section) for section in sections),
         samples.cards(shown, w),
+        pictures.part(out, record, w),
         _curves(record, w),
         _time(record, w),
         _what(record, w),
@@ -117,21 +118,18 @@ def _curves(record: Record, w: Words) -> Html:
     found = record.curves
     if not any(found.values()):
         return _part(w["curves"], tag("p", w["no steps"]))
-    figures = [_loss(record, w)] if found.get("loss") or found.get("val_loss") else []
-    names = ["lr", "grad_norm", "tokens_per_s", *sorted(found.keys() - NOT_DRAWN)]
+    drawings = [_loss(record, w)] if found.get("loss") or found.get("val_loss") else []
+    checked = {name for name in found if name not in NOT_DRAWN and not pictures.shows(name)}
+    names = ["lr", "grad_norm", "tokens_per_s", *sorted(checked)]
     drawn = [name for name in names if any(value for _, value in found.get(name, ()))]  # no tokens, no curve of them
-    figures += [_single(_named(name, w), found[name], w, name == "grad_norm") for name in drawn]
+    drawings += [figures.single(_named(name, w), found[name], w, name == "grad_norm") for name in drawn]
     notes = [w["infinite"].format(count=count, name=name) for name, count in record.infinite.items()]
     rows = [name for name in ("loss", "val_loss", *drawn) if found.get(name)]
     return _part(
         w["curves"],
-        tag("div", *figures, class_="curves"),
+        tag("div", *drawings, class_="curves"),
         *(tag("p", note, class_="quiet") for note in notes),
-        tag("h3", w["key numbers"]),
-        table(
-            ["", *(w[key] for key in ("first", "last", "lowest", "highest"))],
-            [_key_numbers(_named(name, w), found[name], w) for name in rows],
-        ),
+        figures.key_numbers([(_named(name, w), found[name]) for name in rows], w),
     )
 
 
@@ -153,35 +151,8 @@ def _loss(record: Record, w: Words) -> Html:
     best = record.best if record.best in held else None
     named = w["best"].format(best=number(best[1])) if best else ""
     both = ((w["loss"], raw), (w["val_loss"], held))
-    described = " ".join(f"{name}: {_described(curve, w)}" for name, curve in both if curve)
-    return _figure(w["loss"], described, lines, w, True, best, named)
-
-
-def _single(title: str, curve: Curve, w: Words, log: bool) -> Html:
-    return _figure(title, _described(curve, w), [curves.Line(title, curve)], w, log)
-
-
-def _figure(title: str, described: str, lines: Sequence[curves.Line], w: Words, log: bool,
-            best: tuple[int, float] | None = None, named: str = "") -> Html:  # fmt: skip
-    up = curves.y_axis(lines, log)
-    drawing = curves.chart(title, described, lines, up, w["step"], best, named)
-    scale = f" ({w['log']})" if up.log else ""
-    keys = [html([tag("i", class_=f"key {line.look}"), line.name]) for line in lines] if len(lines) > 1 else []
-    legend = tag("p", *(tag("span", key) for key in keys), class_="legend") if keys else ""
-    return tag("figure", tag("figcaption", title + scale), drawing, legend)
-
-
-def _described(curve: Curve, w: Words) -> str:
-    values = [value for _, value in curve]
-    return w["described"].format(
-        first=number(values[0]), start=curve[0][0], last=number(values[-1]), stop=curve[-1][0],
-        low=number(min(values)), high=number(max(values)),
-    )  # fmt: skip
-
-
-def _key_numbers(name: str, curve: Curve, w: Words) -> list[str]:
-    ends = (curve[0], curve[-1], min(curve, key=lambda p: p[1]), max(curve, key=lambda p: p[1]))
-    return [name, *(html([exact(value), " ", tag("small", w["at step"].format(step=step))]) for step, value in ends)]
+    described = " ".join(f"{name}: {figures.described(curve, w)}" for name, curve in both if curve)
+    return figures.figure(w["loss"], described, lines, w, True, best, named)
 
 
 # -------------------------------------------------------------------------------------------------- time

@@ -69,13 +69,13 @@ def _picture(n: int, picture: ImageRef | Image.Image | None, w: Mapping[str, str
     return tag("img", src=data_uri(image), alt=w["picture"].format(number=n))
 
 
-def data_uri(image: Image.Image) -> str:
-    """The picture at most 480 pixels long, as PNG where that is small (drawings), else as JPEG."""
-    for edge in EDGES:
+def data_uri(image: Image.Image, edges: Sequence[int] = EDGES, most: int = BYTES) -> str:
+    """The picture at most `edges[0]` pixels long, as PNG where that is small (drawings), else as JPEG."""
+    for edge in edges:
         small = image.convert("RGB")
         small.thumbnail((edge, edge))
         kind, code = min((_encoded(small, kind) for kind in ("PNG", "JPEG")), key=lambda made: len(made[1]))
-        if len(code) <= BYTES:
+        if len(code) <= most:
             break
     return f"data:image/{kind.lower()};base64,{base64.b64encode(code).decode()}"
 

@@ -1,0 +1,150 @@
+"""Stable Diffusion 1 and 2: opened, trained and drawn with.
+
+Rombach et al. 2022 (arXiv 2112.10752), CompVis/stable-diffusion and Stability-AI/stablediffusion. A UNet predicts noise
+(or, in SD 2's 768-pixel models, velocity) in the latents of a VAE, reading a caption through one CLIP text encoder.
+
+Shapes: B pictures, C = 4 channels of h x w latents, K chunks of 77 tokens, D the text encoder's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anymix.families.common import clip, drawing, pictures, vaes
+from anymix.families.common.picture_codec import PictureCodec
+from anymix.families.common.pipelines import Pipeline
+from anymix.families.contract import Batch, Condition
+from anymix.families.sd import codec as codecs
+from anymix.objectives.diffusion import Diffusion
+from anymix.objectives.flow import Flow
+
+
+class StableDiffusion:
+    """An opened Stable Diffusion 1 or 2."""
+
+    name = "sd"
+    denoiser = "unet"
+    layout = "diffusers"
+
+    def __init__(self, pipeline: Pipeline, codec: PictureCodec) -> None:
+        unet: Any = pipeline.part("unet")
+        self.pipeline = pipeline
+        self.codec = codec
+        self.folder = pipeline.blueprint.path
+        self.net: Any = pipeline.net
+        self.frozen: Mapping[str, nn.Module] = pipeline.frozen
+        self.scheduler = pipeline.blueprint.scheduler
+        self.channels, self.scale = codec.latents
+        self.grain = self.scale
+        self.resolution = codec.resolution
+        self.blocks = drawing.blocks(unet, "BasicTransformerBlock", "ResnetBlock2D")
+
+    @classmethod
+    def open(
+        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, **given: Any
+    ) -> StableDiffusion:
+        """Open a pipeline folder or a single-file checkpoint.
+
+        `given`: `unet`, `vae` (folder, pipeline folder or hub id to take that part from) and `tokenizer` (folder).
+        Raises ValueError in one sentence for what cannot be opened whole."""
+        set_to = drawing.options(given, codecs.OPTIONS)
+        blueprint = codecs.describe(path, set_to)
+        codec = drawing.codec_of(blueprint, set_to)
+        vae = {"vae": vaes.opened_in(blueprint.parts["vae"].config, dtype)}
+        return cls(Pipeline.open(blueprint, "unet", device, dtype, vae), codec)
+
+    open_codec = staticmethod(codecs.open_codec)
+
+    @property
+    def objective(self) -> Diffusion | Flow:
+        """What a step of training asks of the denoiser: the plan's, or else the scheduler's."""
+        return self.codec.plan.objective if self.codec.plan else self.codec.objective
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """A print of the weights of each part."""
+        return self.pipeline.hashes
+
+    @property
+    def lora_targets(self) -> Mapping[str, tuple[str, ...]]:
+        """Attention of the UNet, and of the text encoder where it is in the net."""
+        found = {"denoiser": drawing.attention("unet")}
+        return found | ({"text": text} if (text := drawing.text_targets(self.net)) else {})
+
+    @property
+    def resting(self) -> tuple[str, ...]:
+        return drawing.resting(self.net)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        return drawing.idle(self.net)
+
+    def part(self, name: str) -> nn.Module:
+        return self.pipeline.part(name)
+
+    def rest(self) -> None:
+        self.pipeline.rest()
+
+    def leave(self) -> None:
+        self.pipeline.leave()
+
+    def checkpoint_activations(self, parts: Sequence[str]) -> None:
+        drawing.checkpoint_activations(self.pipeline, parts)
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Summed weighted error of the UNet, fp32, shape ()."""
+        return pictures.loss(self.objective, batch, self._latents, self._predicted)
+
+    def _latents(self, group: dict[str, Tensor]) -> Tensor:
+        return drawing.latents(self.pipeline, group)
+
+    def _predicted(self, noisy: Tensor, t: Tensor, group: dict[str, Tensor]) -> Tensor:
+        return self.predict(noisy, t, Condition(drawing.words(group, self.embed)))
+
+    # -------------------------------------------------------------------------------------------- drawing
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 -> (B, 2C, h, w) fp32."""
+        vae = vaes.safe(self.pipeline.called("vae"), self.pipeline.blueprint.parts["vae"].config)
+        return vaes.encode(vae, pixels)
+
+    def embed(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(B, K, 77) ids -> text (B, K*77, D)."""
+        return {"text": clip.last(self.pipeline.called("text_encoder"), ids["tokenizer"])}
+
+    @torch.no_grad()
+    def condition(
+        self,
+        prompts: Sequence[str | None],
+        size: tuple[int, int],
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+    ) -> Condition:
+        """Prompts as the UNet reads them; sizes and crop are not told to this family, None is an empty prompt."""
+        ids = clip.stacked(self.codec.words, [prompt or "" for prompt in prompts])
+        return Condition(self.embed({name: each.to(self.pipeline.device) for name, each in ids.items()}))
+
+    def predict(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """(B, C, h, w) at timesteps t (B,) -> noise or velocity, fp32."""
+        unet: Any = self.pipeline.part("unet")
+        dtype = drawing.input_dtype(unet.conv_in)
+        out: Tensor = unet(latents.to(dtype), t, encoder_hidden_states=condition["text"].to(dtype)).sample
+        return out.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W) fp32 in -1..1."""
+        vae: Any = vaes.safe(self.pipeline.called("vae"), self.pipeline.blueprint.parts["vae"].config)
+        return vaes.decode(vae, latents / vae.config.scaling_factor)
+
+    # -------------------------------------------------------------------------------------------- saving
+
+    def save(self, folder: Path, layout: str = "diffusers", dtype: torch.dtype | None = None) -> None:
+        """Write a pipeline folder that diffusers opens; its scheduler samples what was trained."""
+        drawing.save(self.pipeline, self.codec, self.objective, folder, layout, dtype)

@@ -1,0 +1,5 @@
+"""Stable Diffusion XL: codec and family."""
+
+from anymix.families.sdxl.family import StableDiffusionXL
+
+__all__ = ["StableDiffusionXL"]

@@ -1,0 +1,73 @@
+"""README.md of a trained pipeline: what it is, how well it draws, what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anymix.families.common import shards
+from anymix.starter import pictures
+from anymix.starter.build.diffusion.train import Recipe
+
+NAMES = {"sdxl": "an SDXL", "sd15": "a Stable Diffusion 1.5", "sd3": "an SD3"}
+PREDICTS = {
+    "sdxl": "Its UNet predicts v, down to a first step without any signal, as its scheduler's settings say.",
+    "sd15": "Its UNet predicts v, not noise as Stable Diffusion 1.5 was published with, down to a first step without "
+    "any\nsignal, as its scheduler's settings say. It was trained on from the SDXL beside it.",
+    "sd3": "Its T5 was trained padded to 20, 77 and 256 tokens; it draws alike with any of them.",
+}
+TEXT = """\
+---
+license: apache-2.0
+language: en
+pipeline_tag: text-to-image
+library_name: diffusers
+---
+
+# starter:{kind}
+
+{name} pipeline of {millions:.1f} million parameters in a plain diffusers folder, made for trying things out, teaching
+and tests. It draws pictures of 64 x 64 pixels: one of five shapes (circle, square, triangle, star, cross) in one of
+eight colours (red, green, blue, yellow, purple, orange, white, black), on a ground of another, large in the middle or
+small at one of nine places: "a large red circle on a blue background", "a small white star at the top left on a green
+background". {predicts}
+
+Its weights, its tokenizers and every picture it has seen were made by the code beside it (`anymix.starter`), from
+nothing; it knows no photograph, no other word and no other language, and has no safety checker, as it can draw nothing
+else.
+
+## Score
+
+{steps} steps of its own scheduler, guidance {guidance:g}, fp32; per cent of pictures whose pixels show what was asked,
+read by `anymix.starter.sight`. "New pairs" are a colour and a shape that no training caption joins. The wishes and the
+rule were fixed before the training.
+
+{table}
+
+## Made by
+
+`anymix.starter.build.diffusion.make.build`, seed {seed}: {minutes:.0f} CPU-minutes for {trained} steps of {batch}
+pictures, after the autoencoder all starters share (9 CPU-minutes){after}. The weights are float16.
+"""
+
+
+def write(
+    folder: Path, kind: str, table: Sequence[pictures.Tally], *, seed: int, minutes: float, recipe: Recipe
+) -> None:
+    """Write `folder`/README.md."""
+    class_name = {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}
+    text = TEXT.format(
+        kind=kind,
+        name=NAMES[kind][0].upper() + NAMES[kind][1:],
+        millions=sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2e6,
+        predicts=PREDICTS[kind],
+        steps=pictures.STEPS,
+        guidance=pictures.GUIDANCE[class_name.get(kind, "StableDiffusion3Pipeline")],
+        table=pictures.as_markdown(table),
+        seed=seed,
+        minutes=minutes,
+        trained=recipe.steps,
+        batch=recipe.batch,
+        after=" and the SDXL" if kind == "sd15" else "",
+    )
+    shards.write_text(folder / "README.md", text)

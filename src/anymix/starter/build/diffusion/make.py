@@ -1,0 +1,111 @@
+"""The shipped pipelines made again, or others of another seed: the autoencoder, then sdxl, sd15 out of it, sd3."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+
+from anymix.starter import drawn, pictures
+from anymix.starter.build.diffusion import card, networks, vae
+from anymix.starter.build.diffusion.inherit import inherit
+from anymix.starter.build.diffusion.train import Recipe, Tell, lesson, train
+
+KINDS = ("sdxl", "sd15", "sd3")
+RECIPES = {"sdxl": Recipe(1600), "sd15": Recipe(700, rate=1e-3, flat=0.2), "sd3": Recipe(1700)}
+LESSON_SEED = 7  # of the pictures learned from; more of them never change those before
+WATCHED = 96  # wishes looked at while training, none of the test's
+
+
+def build(
+    out: Path,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    recipes: dict[str, Recipe] | None = None,
+    first: vae.Recipe | None = None,
+    each: int | None = None,
+    say: Tell = print,
+) -> dict[str, list[pictures.Tally]]:
+    """Train pipelines into folders of `out`, which must be new -> kind to score. `out`.log keeps all that is said.
+
+    ValueError if there is such a folder or log already, or for a kind there is no recipe of.
+    """
+    journal = out.with_name(f"{out.name}.log")
+    for path in (out, journal):
+        if path.exists():
+            raise ValueError(f"{path} is there already; give --out a folder that can be made, with no such log beside")
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"no recipe makes {', '.join(sorted(unknown))}, expected some of {', '.join(KINDS)}")
+    out.mkdir(parents=True)
+    with journal.open("x", encoding="utf-8") as log:
+
+        def tell(line: str) -> None:
+            print(line, file=log, flush=True)
+            say(line)
+
+        seer = _autoencoder(first or vae.Recipe(), seed, tell)
+        return _pipelines(out, seer, seed, kinds, {**RECIPES, **(recipes or {})}, each, tell)
+
+
+def _autoencoder(recipe: vae.Recipe, seed: int, tell: Tell) -> AutoencoderKL:
+    tell(f"seed {seed}, {recipe}")
+    seer = vae.new(seed)
+    vae.train(seer, recipe, seed, tell)
+    return seer
+
+
+def _pipelines(
+    out: Path,
+    seer: AutoencoderKL,
+    seed: int,
+    kinds: Sequence[str],
+    recipes: dict[str, Recipe],
+    each: int | None,
+    tell: Tell,
+) -> dict[str, list[pictures.Tally]]:
+    taught = lesson(seer, max(recipe.pictures for recipe in recipes.values()), LESSON_SEED + seed)
+    made: dict[str, DiffusionPipeline] = {}
+    scores = {}
+    for kind in [k for k in KINDS if k in kinds or (k == "sdxl" and "sd15" in kinds)]:
+        began = time.process_time()
+        made[kind] = pipeline = networks.new(kind, seer, seed)
+        tell(f"{kind}: {sizes_of(pipeline)}, {recipes[kind]}")
+        if kind == "sd15":
+            inherit(pipeline, made["sdxl"], seed, tell)
+        train(pipeline, taught, recipes[kind], seed, tell, look)
+        minutes = (time.process_time() - began) / 60
+        tell(f"{kind}: built in {minutes:.1f} CPU-minutes")
+        if kind in kinds:
+            save(pipeline, out / kind)
+            scores[kind] = pictures.score_pictures(out / kind, each)
+            tell(pictures.as_markdown(scores[kind]))
+            card.write(out / kind, kind, scores[kind], seed=seed, minutes=minutes, recipe=recipes[kind])
+    return scores
+
+
+def save(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """A folder in fp16. The pipeline itself stays as it is."""
+    half = {
+        name: copy.deepcopy(part).to(torch.float16) if isinstance(part, torch.nn.Module) else part
+        for name, part in pipeline.components.items()
+    }
+    settings = {name: value for name, value in pipeline.config.items() if name not in half and name[0] != "_"}
+    type(pipeline)(**half, **settings).save_pretrained(folder)
+
+
+def look(pipeline: DiffusionPipeline, count: int = WATCHED) -> str:
+    """Shares of wishes that are neither learned from nor in the test, of any pair."""
+    wishes = drawn.sheet(count, drawn.WATCH_SEED + 1, held=None)
+    images = list(pictures.draw(pipeline, [drawn.caption(w) for w in wishes]))
+    whole = pictures.count("watched", wishes, images)[0]
+    return ", ".join(f"{trait} {whole.share(trait):.3f}" for trait in whole.right)
+
+
+def sizes_of(pipeline: DiffusionPipeline) -> str:
+    """Parameters of every network."""
+    parts = {**networks.trained_parts(pipeline), "vae": pipeline.vae}
+    return ", ".join(f"{name} {sum(p.numel() for p in part.parameters())}" for name, part in parts.items())

@@ -1,0 +1,124 @@
+"""A run's rows: read, split into what trains and what validates, looked at before step 1 on one rank for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anymix.config import Run
+from anymix.data import captions, conversations
+from anymix.data.check import Verdict, check
+from anymix.data.check_pictures import check_pictures
+from anymix.data.loader import hold_out
+from anymix.device import ranks
+from anymix.families.contract import Family, ImageFamily
+from anymix.train import pictures
+
+Say = Callable[[str], None]
+Skipped = list[tuple[str, str]]  # (key, reason)
+Rows = conversations.Rows | captions.Rows
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The rows of a run."""
+
+    rows: Rows  # to train on
+    held: Rows | None  # to validate on
+    verdict: Verdict  # what the check found among the training rows
+    skipped_held: Skipped  # validation rows left out
+
+    @property
+    def largest(self) -> str:
+        """The largest row, for people."""
+        return f"the largest has {max(self.verdict.lengths):,} {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """What the lengths of rows are counted in."""
+        return "pixels" if self.verdict.views else "tokens"
+
+
+def gather(run: Run, family: Family, me: ranks.Ranks, say: Say) -> Gathered:
+    """Read, hold out, check. Raises ValueError (one sentence, or a list of bad rows) for what is wrong."""
+    data = run.data
+    rows = _read(run, family, data.path)
+    held: Rows | None = None
+    if isinstance(data.val, float):
+        train, val = hold_out([rows.key(i) for i in range(len(rows))], data.val, run.train.seed)
+        rows, held = rows.take(train), rows.take(val)
+    elif data.val is not None:
+        held = _read(run, family, data.val)
+    verdict = _checked(rows, run, family, me, "training", say)
+    skipped: Skipped = []
+    if held is not None:
+        of_held = _checked(held, run, family, me, "validation", say)
+        held, skipped = held.take(of_held.good), of_held.skipped
+    return Gathered(rows.take(verdict.good), held, verdict, skipped)
+
+
+def _read(run: Run, family: Family, path: str | list[str]) -> Rows:
+    data = run.data
+    if isinstance(family, ImageFamily):
+        return captions.read(
+            path,
+            data.root,
+            limit=data.limit,
+            split=data.split,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            caption=data.caption,
+        )
+    return conversations.read(path, data.root, limit=data.limit, split=data.split, image_column=data.image_column)
+
+
+def _examine(rows: Rows, run: Run, family: Family, progress: Callable[[int, int], None]) -> Verdict:
+    if isinstance(rows, captions.Rows):
+        assert isinstance(family, ImageFamily), "only such a family's rows are captions"
+        return check_pictures(
+            rows,
+            pictures.look(run, family),
+            masked=run.objective.masked,
+            grain=family.grain,
+            tokens=lambda text: family.codec.words(text)["tokenizer"].numel(),
+            on_error=run.data.on_error,
+            progress=progress,
+        )
+    return check(rows, family.codec, run.data.max_length, run.data.on_error, progress)
+
+
+def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, say: Say) -> Verdict:
+    """The verdict on rows, found on one rank and shared; the others hear of it once a minute, or would give up."""
+    verdict: Verdict | None = None
+    while not me.is_main and verdict is None:
+        verdict = ranks.broadcast_object(verdict)
+    if verdict is not None:
+        return verdict
+    verdict = _examine(rows, run, family, _alive(which, say))
+    for note in verdict.notes:
+        say(f"  {note}")
+    if verdict.skipped:
+        say(f"{len(verdict.skipped)} {which} rows are skipped (data.on_error=skip):")
+        for key, reason in verdict.skipped[:20]:
+            say(f"  {key}: {reason}")
+        if len(verdict.skipped) > 20:
+            say(f"  and {len(verdict.skipped) - 20} more, all of them in run.json")
+    return ranks.broadcast_object(verdict)
+
+
+def _alive(which: str, say: Say) -> Callable[[int, int], None]:
+    """Progress of a long check: a line every ten seconds for people, a word every minute for the waiting ranks."""
+    told = heard = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told, heard
+        now = time.monotonic()
+        if now - told > 10:
+            told = now
+            say(f"checked {done:,} of {total:,} {which} rows")
+        if now - heard > 60:
+            heard = now
+            ranks.broadcast_object(None)
+
+    return progress

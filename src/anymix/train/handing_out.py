@@ -1,0 +1,29 @@
+"""What a run hands out: an adapter's file with all that is known of it, or the whole model in the layout it came in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from anymix.adapters import kinds, saving
+from anymix.adapters.details import Details
+from anymix.families.contract import ImageFamily
+from anymix.train import pictures
+from anymix.train.prepare import Prepared
+
+
+def save_model(ready: Prepared, to: Path) -> None:
+    """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
+    family = ready.family
+    if kinds.is_attached(family.net):
+        saving.save(family, to, ready.run.model.path, _about(ready))
+    else:
+        family.save(to, family.layout)
+
+
+def _about(ready: Prepared) -> Details:
+    """What the header of an adapter's file says."""
+    more = {"codec": json.dumps(ready.family.codec.chosen())}
+    if isinstance(ready.family, ImageFamily):
+        return pictures.details(ready.run, ready.found, more)
+    return Details(more=more)
