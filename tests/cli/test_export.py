@@ -12,7 +12,7 @@ import torch
 import typer
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from anymix.adapters import formats, loading, lora, opening, reading, saving
@@ -40,9 +40,11 @@ def pipeline(folder: Path, family: str) -> Path:
     made, index = net(family), {}
     for part, module in made.named_children():
         (folder / part).mkdir(parents=True)
-        module.save_config(folder / part) if hasattr(module, "save_config") else module.config.save_pretrained(
-            folder / part
-        )
+        if hasattr(module, "save_config"):
+            module.save_config(folder / part)
+        else:
+            module.config.architectures = [type(module).__name__]
+            module.config.save_pretrained(folder / part)
         index[part] = ["library", type(module).__name__]
     (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderKL"]}))
     return folder
@@ -87,6 +89,25 @@ def test_words_picture_and_type_are_said_anew(tmp_path: Path) -> None:
     assert said["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
     assert {t.dtype for name, t in tensors.items() if not name.endswith(".alpha")} == {torch.float16}
     assert {float(t) for name, t in tensors.items() if name.endswith(".alpha")} == {7.5}
+
+
+def test_a_base_that_is_not_at_hand_is_not_needed(tmp_path: Path) -> None:
+    """A published model's names are known: by what the file says it is for, or by its widths."""
+    name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    tensors = {
+        "lora_down.weight": torch.ones(4, 2048),
+        "lora_up.weight": torch.ones(640, 4),
+        "alpha": torch.tensor(2.0),
+    }
+    save_file({f"{name}.{leaf}": t for leaf, t in tensors.items()}, tmp_path / "a.safetensors")
+    run("export", tmp_path / "a.safetensors", "--to", "diffusers", "-o", tmp_path / "b.safetensors")
+    key = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    assert key in load_file(tmp_path / "b.safetensors") and "base_model" not in header(tmp_path / "b.safetensors")
+    unknown = {n.replace("attn2_to_k", "attn1_to_q").replace("input_blocks_4_1", "down_blocks_1_attentions_0"): t
+               for n, t in load_file(tmp_path / "a.safetensors").items()}  # fmt: skip
+    save_file(unknown, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="does not say which model it adapts; pass base="):
+        run("export", tmp_path / "c.safetensors", "--to", "diffusers", "-o", tmp_path / "d.safetensors")
 
 
 def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +31,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a LoRA as other programs name its tensors, with its true alpha."""
-    from anymix.adapters import formats, loading, opening, reading
+    from anymix.adapters import formats, loading, opening, outline, reading
 
     for option, value, known in (("to", to, FORMS), ("dtype", dtype, tuple(opening.DTYPES))):
         if value is not None and value not in known:
@@ -39,8 +39,7 @@ def export(
     _refuse_peft(lora)
     source = loading.locate(lora)
     _refuse_output(output, source, overwrite)
-    under = opening.base_of(source, base)
-    net = _outline(under)
+    net, under = outline.under(source, base)
     found = reading.read(net, source)
     about = _about(found, title, trigger, preview)
     kind = opening.DTYPES[dtype] if dtype else None
@@ -69,14 +68,6 @@ def _refuse_output(output: Path, source: Path, overwrite: bool) -> None:
         raise ValueError(f"--output {output} is the LoRA itself; give another file")
     if output.exists() and not overwrite:
         raise ValueError(f"--output {output} is there already; give another file, or add --overwrite")
-
-
-def _outline(under: Path) -> Any:
-    """Names and shapes of the model: its weights are needed only where no configuration lies beside them."""
-    from anymix.adapters.outline import outline
-    from anymix.families import open_folder
-
-    return outline(under) if (under / "model_index.json").is_file() else open_folder(under).net
 
 
 def _about(found: LoraFile, title: str | None, trigger: list[str] | None, preview: Path | None) -> Details:
