@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from anymix.starter import drawn, pictures
 from anymix.starter.build.diffusion import card, networks, vae
+from anymix.starter.build.diffusion.folder import save
 from anymix.starter.build.diffusion.inherit import inherit
 from anymix.starter.build.diffusion.train import Recipe, Tell, lesson, train
 
@@ -108,16 +108,6 @@ def finish(
     tell(pictures.as_markdown(table))
     card.write(folder, kind, table, seed=seed, minutes=minutes, recipes=recipes)
     return table
-
-
-def save(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """A folder in fp16. The pipeline itself stays as it is."""
-    half = {
-        name: copy.deepcopy(part).to(torch.float16) if isinstance(part, torch.nn.Module) else part
-        for name, part in pipeline.components.items()
-    }
-    settings = {name: value for name, value in pipeline.config.items() if name not in half and name[0] != "_"}
-    type(pipeline)(**half, **settings).save_pretrained(folder)
 
 
 def look(pipeline: DiffusionPipeline, count: int = WATCHED) -> str:
