@@ -15,7 +15,7 @@ from anymix.starter.build.diffusion.mean import Mean
 from anymix.starter.build.muon import Optimiser
 from anymix.starter.scenes import HELD
 
-SHORT = {kind: train.Recipe(2, batch=2, pictures=4, look=9) for kind in make.KINDS}
+SHORT = {kind: (train.Recipe(2, batch=2, pictures=4, look=9),) * 2 for kind in make.KINDS}
 KINDS = make.KINDS
 
 
@@ -54,7 +54,7 @@ def test_training_repeats_itself_and_reaches_every_part(kind, seer):
     for _ in range(2):
         pipeline = networks.new(kind, seer, 0)
         before = {(k, n): p.detach().clone() for k, part in _parts(pipeline) for n, p in part.named_parameters()}
-        train.train(pipeline, taught, SHORT[kind], 3)
+        train.train(pipeline, taught, SHORT[kind][0], 3)
         weights.append(torch.cat([p.flatten() for _, part in _parts(pipeline) for p in part.parameters()]))
         for name, part in _parts(pipeline):
             assert any(not torch.equal(p, before[name, n]) for n, p in part.named_parameters()), name
@@ -134,3 +134,13 @@ def test_a_rate_rises_stays_and_falls():
     recipe = train.Recipe(1000, warm=10, flat=0.4, floor=0.1)
     rates = [train.rate(step, recipe) for step in (0, 9, 399, 700, 999)]
     assert rates[:3] == [0.1, 1.0, 1.0] and 0.5 < rates[3] < 0.6 and rates[4] == pytest.approx(0.1, abs=0.01)
+
+
+def test_small_shapes_come_as_often_as_asked(seer):
+    taught = train.lesson(seer, 60, 1)
+    often = train._often(taught, 0.9)
+    small = torch.tensor([wanted.size == "small" for wanted in taught.wishes])
+    assert often[small].sum() == pytest.approx(0.9) and often[~small].sum() == pytest.approx(0.1)
+    torch.manual_seed(0)
+    assert 0.85 < small[train._chosen(often, 1000)].float().mean() < 0.95
+    assert 0.35 < small[train._chosen(train._often(taught, None), 1000)].float().mean() < 0.65

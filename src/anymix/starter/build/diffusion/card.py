@@ -52,7 +52,7 @@ pictures, after the autoencoder all starters share (9 CPU-minutes){after}. The w
 
 
 def write(
-    folder: Path, kind: str, table: Sequence[pictures.Tally], *, seed: int, minutes: float, recipe: Recipe
+    folder: Path, kind: str, table: Sequence[pictures.Tally], *, seed: int, minutes: float, recipes: Sequence[Recipe]
 ) -> None:
     """Write `folder`/README.md."""
     class_name = {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}
@@ -66,8 +66,8 @@ def write(
         table=pictures.as_markdown(table),
         seed=seed,
         minutes=minutes,
-        trained=recipe.steps,
-        batch=recipe.batch,
+        trained=sum(recipe.steps for recipe in recipes),
+        batch=recipes[0].batch,
         after=" and the SDXL" if kind == "sd15" else "",
     )
     shards.write_text(folder / "README.md", text)

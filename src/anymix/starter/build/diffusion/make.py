@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from anymix.starter import drawn, pictures
 from anymix.starter.build.diffusion import card, networks, vae
+from anymix.starter.build.diffusion.folder import save
 from anymix.starter.build.diffusion.inherit import inherit
 from anymix.starter.build.diffusion.train import Recipe, Tell, lesson, train
 
 KINDS = ("sdxl", "sd15", "sd3")
-RECIPES = {"sdxl": Recipe(1600), "sd15": Recipe(700, rate=1e-3, flat=0.2), "sd3": Recipe(1700)}
+RECIPES: Mapping[str, tuple[Recipe, ...]] = {  # gone through one after another
+    "sdxl": (Recipe(1600), Recipe(600, rate=1e-3, flat=0.2, small=0.75)),
+    "sd15": (Recipe(700, rate=1e-3, flat=0.2),),
+    "sd3": (Recipe(1700), Recipe(1500, rate=1.5e-3, flat=0.3, small=0.8)),
+}
 LESSON_SEED = 7  # of the pictures learned from; more of them never change those before
 WATCHED = 96  # wishes looked at while training, none of the test's
 
@@ -25,7 +29,7 @@ def build(
     out: Path,
     seed: int = 0,
     kinds: Sequence[str] = KINDS,
-    recipes: dict[str, Recipe] | None = None,
+    recipes: Mapping[str, tuple[Recipe, ...]] | None = None,
     first: vae.Recipe | None = None,
     each: int | None = None,
     say: Tell = print,
@@ -63,38 +67,47 @@ def _pipelines(
     seer: AutoencoderKL,
     seed: int,
     kinds: Sequence[str],
-    recipes: dict[str, Recipe],
+    recipes: Mapping[str, tuple[Recipe, ...]],
     each: int | None,
     tell: Tell,
 ) -> dict[str, list[pictures.Tally]]:
-    taught = lesson(seer, max(recipe.pictures for recipe in recipes.values()), LESSON_SEED + seed)
-    made: dict[str, DiffusionPipeline] = {}
+    taught = lesson(seer, max(r.pictures for several in recipes.values() for r in several), LESSON_SEED + seed)
+    first: DiffusionPipeline | None = None  # the SDXL after its first recipe, which sd15 is made of
     scores = {}
     for kind in [k for k in KINDS if k in kinds or (k == "sdxl" and "sd15" in kinds)]:
         began = time.process_time()
-        made[kind] = pipeline = networks.new(kind, seer, seed)
-        tell(f"{kind}: {sizes_of(pipeline)}, {recipes[kind]}")
+        pipeline = networks.new(kind, seer, seed)
+        tell(f"{kind}: {sizes_of(pipeline)}")
         if kind == "sd15":
-            inherit(pipeline, made["sdxl"], seed, tell)
-        train(pipeline, taught, recipes[kind], seed, tell, look)
+            inherit(pipeline, first, seed, tell)
+        for number, recipe in enumerate(recipes[kind]):
+            tell(f"{kind}: {recipe}")
+            train(pipeline, taught, recipe, seed + number, tell, look)
+            if kind == "sdxl" and number == 0:
+                first = copy.deepcopy(pipeline)
         minutes = (time.process_time() - began) / 60
         tell(f"{kind}: built in {minutes:.1f} CPU-minutes")
         if kind in kinds:
-            save(pipeline, out / kind)
-            scores[kind] = pictures.score_pictures(out / kind, each)
-            tell(pictures.as_markdown(scores[kind]))
-            card.write(out / kind, kind, scores[kind], seed=seed, minutes=minutes, recipe=recipes[kind])
+            scores[kind] = finish(pipeline, out / kind, kind, each, seed, minutes, recipes[kind], tell)
     return scores
 
 
-def save(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """A folder in fp16. The pipeline itself stays as it is."""
-    half = {
-        name: copy.deepcopy(part).to(torch.float16) if isinstance(part, torch.nn.Module) else part
-        for name, part in pipeline.components.items()
-    }
-    settings = {name: value for name, value in pipeline.config.items() if name not in half and name[0] != "_"}
-    type(pipeline)(**half, **settings).save_pretrained(folder)
+def finish(
+    pipeline: DiffusionPipeline,
+    folder: Path,
+    kind: str,
+    each: int | None,
+    seed: int,
+    minutes: float,
+    recipes: Sequence[Recipe],
+    tell: Tell,
+) -> list[pictures.Tally]:
+    """Save what was trained, score what was saved, and write its README."""
+    save(pipeline, folder)
+    table = pictures.score_pictures(folder, each)
+    tell(pictures.as_markdown(table))
+    card.write(folder, kind, table, seed=seed, minutes=minutes, recipes=recipes)
+    return table
 
 
 def look(pipeline: DiffusionPipeline, count: int = WATCHED) -> str:
