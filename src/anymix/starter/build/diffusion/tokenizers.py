@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import string
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -41,7 +42,7 @@ def clip(length: int = LENGTH) -> CLIPTokenizer:
     )  # fmt: skip
     learned.train_from_iterator([*words(), ",", "."] * TIMES, trainer)
     found = json.loads(learned.to_str())["model"]["merges"]
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in found]
+    merges: list[Any] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in found]
     entries = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
     vocab = {entry: n for n, entry in enumerate(dict.fromkeys([*entries, "<|startoftext|>", "<|endoftext|>"]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)

@@ -69,7 +69,7 @@ def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
                 tell(f"vae step {step + 1} {time.process_time() - began:.0f} s PSNR {psnr(vae, checks):.2f}")
     mean.keep()
     vae.requires_grad_(False).eval()
-    spread = torch.cat([vae.encode(part).latent_dist.mean for part in checks.split(32)]).std()
+    spread = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(checks, 32)]).std()
     vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
 
 
@@ -80,13 +80,14 @@ def _loss(vae: AutoencoderKL, batch: Tensor, recipe: Recipe) -> Tensor:
     again = vae.decode(latents + torch.randn_like(latents) * much).sample
     steps = sum(F.l1_loss(again.diff(dim=d), batch.diff(dim=d)) for d in (2, 3))
     kl = found.kl().mean() / latents[0].numel()
-    return F.l1_loss(again, batch) + 0.5 * F.mse_loss(again, batch) + recipe.edges * steps + recipe.kl * kl
+    loss: Tensor = F.l1_loss(again, batch) + 0.5 * F.mse_loss(again, batch) + recipe.edges * steps + recipe.kl * kl
+    return loss
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Decibels of what comes back, over all pictures."""
-    again = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(32)])
+    again = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pictures, 32)])
     return 10 * math.log10(4 / F.mse_loss(again.clamp(-1, 1), pictures).item())
 
 
@@ -121,8 +122,9 @@ def anything(rng: random.Random) -> Image.Image:
         drawn.put(image, rng.choice(SHAPES), _any_shade(rng), at, radius)
     if rng.random() < 0.3:
         left, top = rng.uniform(0, 0.6) * drawn.EDGE, rng.uniform(0, 0.8) * drawn.EDGE
-        box = (left, top, left + rng.uniform(8, 40), top + rng.uniform(3, 16))
-        image.paste(_any_shade(rng), tuple(round(v * FINE) for v in box))
+        right, bottom = left + rng.uniform(8, 40), top + rng.uniform(3, 16)
+        x, y, x_end, y_end = (round(v * FINE) for v in (left, top, right, bottom))
+        image.paste(_any_shade(rng), (x, y, x_end, y_end))
     return image.reduce(FINE)
 
 
