@@ -11,7 +11,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 LESS = [
-    "device=cpu", "model.vae=null", "data.resolution=32", "data.bucket_step=8", "dreambooth.class_images=2",
+    "device=cpu", "data.resolution=32", "data.bucket_step=8", "dreambooth.class_images=2",
     "train.steps=1", "train.accumulate=1", "data.workers=0", "previews.steps=1", "previews.count=1", "train.lr=0.1",
     "cache.path=cache",
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def _write_merged(family: Family, output: Path, layout: str, dtype: str | None) 
     if beside:
         typer.echo(f"trained beside them: {', '.join(beside)}")
     typer.echo(f"written to {output}: {layout} layout, {_size(output)}")
-    typer.echo(f'next: anymix generate {output} "..."' if draws else f"next: anymix chat {output}")
+    typer.echo(f'next: anymix generate {output} "..." -o picture.png' if draws else f"next: anymix chat {output}")
 
 
 def _write_adapter(family: Family, output: Path) -> None:

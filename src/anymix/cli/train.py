@@ -39,8 +39,6 @@ def train(
     if file is None and not words:
         raise ValueError("anymix train needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
     run = config.load(file, words)
-    if "WORLD_SIZE" not in os.environ:
-        _draw_class(run, as_json)
     if dry_run:
         _forecast(run, as_json)
     elif run.nproc > 1 and "WORLD_SIZE" not in os.environ:
@@ -64,30 +62,11 @@ def _print_keys() -> None:
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-def _draw_class(run: Run, as_json: bool) -> None:
-    """Class pictures of DreamBooth that are missing, drawn by the model as it is before it learns."""
-    if run.dreambooth is None:
-        return
-    from anymix.cli.bars import bar
-    from anymix.engines import class_pictures, open_image
-    from anymix.train.pictures import class_folder
-
-    if not run.dreambooth.class_prompt:
-        raise ValueError("dreambooth.class_prompt is not set; say what the class is called, such as: a photo of a dog")
-    wanted, folder = run.dreambooth.class_images, class_folder(run)
-    if not class_pictures.lacking(folder, wanted):
-        return
-    model = run.model
-    parts = {"unet": model.unet, "vae": model.vae, "transformer": model.transformer, "tokenizer": model.tokenizer}
-    engine = open_image(model.path, run.device, model.dtype, **parts)
-    with bar("class pictures", not as_json) as show:
-        class_pictures.fill(folder, run.dreambooth.class_prompt, wanted, engine, show)
-
-
 def _train(run: Run, as_json: bool) -> Outcome:
     from rich.console import Console
 
     from anymix.cli.bars import progress
+    from anymix.engines.class_pictures import complete
     from anymix.evaluate import drawn, during
     from anymix.train.loop import train as run_loop
 
@@ -113,7 +92,9 @@ def _train(run: Run, as_json: bool) -> Outcome:
         def checks(ready: Prepared, say: Say) -> Sequence[Check]:
             return during.checks(ready, say, drawn.checks(ready, say))
 
-        return run_loop(run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks)
+        return run_loop(
+            run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks, draw_class=complete
+        )
 
 
 def _report(outcome: Outcome, as_json: bool) -> None:

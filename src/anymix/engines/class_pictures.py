@@ -10,10 +10,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from anymix.data.folders import scan
+from anymix.device import Device, autocast
+from anymix.device.ranks import Ranks
 from anymix.engines import pictures
 from anymix.engines.image import How, ImageEngine
+from anymix.engines.previews import undisturbed
 from anymix.engines.prompts import Wanted
+from anymix.families.contract import ImageFamily
 
 NAME = re.compile(r"class-(\d{5})\.png")
 Show = Callable[[int, int], None]  # pictures there are, pictures there should be
@@ -26,16 +32,18 @@ def fill(
     engine: ImageEngine,
     show: Show | None = None,
     how: How | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
     """Draw what `folder` lacks to `count` pictures -> the new files. `show` is called after each.
 
-    Raises ValueError when the folder holds class pictures of another prompt."""
+    share: (n, of): only every `of`-th of those missing, beginning with the n-th, as others draw the rest. Raises
+    ValueError when the folder holds class pictures of another prompt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     here = _there(folder)
     for path in (path for path in here if path.parent == folder and NAME.fullmatch(path.name)):
         _refuse_other(path, prompt)
-    missing = lacking(folder, count)
+    missing = lacking(folder, count)[share[0] :: share[1]]
     if show is not None:
         show(len(here), max(count, len(here)))
     if not missing:
@@ -47,6 +55,16 @@ def fill(
         if show is not None:
             show(len(here) + len(written), max(count, len(here)))
     return sorted(written)
+
+
+def complete(
+    family: ImageFamily, folder: Path, prompt: str, count: int, device: Device, dtype: torch.dtype, me: Ranks
+) -> None:
+    """`fill`, by a family that is about to be trained, with every process drawing its share."""
+    engine = ImageEngine(family, compute=lambda: autocast(device, dtype))
+    family.net.to(device.handle)
+    with undisturbed(family, device):
+        fill(folder, prompt, count, engine, share=(me.rank, me.world))
 
 
 def lacking(folder: str | Path, count: int) -> list[int]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anymix.starter.demo import Answer, Demo, Judged
 
 RECIPE = "recipes/starter_lora.yaml"
-WISH = "a large pink star on a blue background"
+COLOUR = "pink"  # taught to the model that draws
+WISH = f"a large {COLOUR} star on a blue background"
 PICTURES = "pictures"  # in the demo's folder
 
 
@@ -46,8 +47,8 @@ def commands(it: Demo) -> list[tuple[str, str]]:
         (
             typed(
                 "generate",
-                str(it.out / "pink"),
-                "a large pink star on a blue background",
+                str(it.out / COLOUR),
+                WISH,
                 "-o",
                 str(it.out / "star.png"),
             ),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MODEL = "starter:sdxl"
 RECIPE = "recipes/starter_sdxl_lora.yaml"
-WORD = "pink"
+WORD = page.COLOUR
 TAUGHT = SHAPES[:3]  # the other shapes are asked for in the new colour all the same
 NEW, REPLAY = 24, 48  # pictures learned from
 NEW_ASKED, OLD_ASKED = 24, 32  # wishes judged

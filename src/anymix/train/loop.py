@@ -21,7 +21,7 @@ from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
 from anymix.families.contract import Batch
-from anymix.train import checkpoint, folder, metrics, optim
+from anymix.train import checkpoint, folder, metrics, optim, pictures
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
@@ -73,12 +73,19 @@ class _Loop:
         return self.ema.in_place() if self.ema else nullcontext()
 
 
-def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Checks | None = None) -> Outcome:
+def train(
+    run: Run,
+    *,
+    say: Say = print,
+    show: Show | None = None,
+    checks: Checks | None = None,
+    draw_class: pictures.DrawClass | None = None,
+) -> Outcome:
     """Train as `run` says, on this process's device, as one of the ranks torchrun started (or alone).
 
     `say` gets sentences, `show` every line of metrics; the checks that `checks` makes of the prepared run are called
-    before step 1 and after each save (main rank), and what they find is logged. Raises ValueError in one sentence for
-    what is wrong with the recipe, the model or a row.
+    before step 1 and after each save (main rank), and what they find is logged; `draw_class` draws class pictures that
+    are missing. Raises ValueError in one sentence for what is wrong with the recipe, the model or a row.
     """
     if run.nproc > 1 and ranks.here().world == 1:
         raise ValueError(
@@ -93,7 +100,7 @@ def train(run: Run, *, say: Say = print, show: Show | None = None, checks: Check
         found = ranks.broadcast_object(folder.begin(run, tell) if me.is_main else None)
         if found:
             checkpoint.same_run(checkpoint.read_state(found)["run"], run.model_dump(mode="json"))
-        ready = prepare(run, device, me, tell)
+        ready = prepare(run, device, me, tell, draw_class)
         looked = checks(ready, tell) if checks is not None and me.is_main else ()
         loop = _Loop(ready, me, tell, looked, _material(ready), _mean(ready))
         if found:

@@ -82,19 +82,47 @@ def begin_anew(family: Family) -> None:
     denoiser.load_state_dict(fresh.state_dict(), assign=True)
 
 
+DrawClass = Callable[[ImageFamily, Path, str, int, Device, torch.dtype, ranks.Ranks], None]
+
+
+def draw_missing(
+    run: Run,
+    family: ImageFamily,
+    found: Gathered,
+    device: Device,
+    dtype: torch.dtype,
+    me: ranks.Ranks,
+    draw: DrawClass | None,
+) -> None:
+    """Have class pictures drawn into their folder where there are too few. Raises ValueError where nobody does."""
+    asked, rows = run.dreambooth, captions_of(found.rows)
+    if asked is None:
+        return
+    folder = class_folder(run)
+    there = dreambooth.class_rows(rows, str(folder), asked.class_prompt)
+    missing = ranks.broadcast_object(dreambooth.missing(there, asked.class_images))
+    if not missing:
+        return
+    if draw is None:
+        raise ValueError(
+            f"there are {len(there)} of the {asked.class_images} class pictures of dreambooth.class_images in "
+            f"{folder}; `anymix train` draws those missing, or lower dreambooth.class_images"
+        )
+    if not asked.class_prompt:
+        raise ValueError("dreambooth.class_prompt is not set; say what the class is called, such as: a photo of a dog")
+    ranks.barrier()  # all have counted before anyone draws
+    draw(family, folder, asked.class_prompt, asked.class_images - len(rows.classes), device, dtype, me)
+    ranks.barrier()
+
+
 def beside(run: Run, family: ImageFamily, found: Gathered) -> Gathered:
     """The rows with class pictures beside each, where the recipe or the data set has some.
 
-    Raises ValueError where there are too few, or some cannot be used."""
+    Raises ValueError where some cannot be used."""
     rows, asked = captions_of(found.rows), run.dreambooth
     classes = dreambooth.class_rows(rows)
     if asked is not None:
         classes = dreambooth.class_rows(rows, str(class_folder(run)), asked.class_prompt)
-        if dreambooth.missing(classes, asked.class_images):
-            raise ValueError(
-                f"there are {len(classes)} of the {asked.class_images} class pictures of dreambooth.class_images in "
-                f"{class_folder(run)}; `anymix train` draws those missing, or lower dreambooth.class_images"
-            )
     if not len(classes):
         return found
     check_pictures(classes, look(run, family), grain=family.grain)

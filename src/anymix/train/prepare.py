@@ -56,14 +56,19 @@ def compute_dtype(name: str, device: Device) -> torch.dtype:
     return device.dtype if name == "auto" else DTYPES[name]
 
 
-def prepare(run: Run, device: Device, me: ranks.Ranks, say: Say) -> Prepared:
-    """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong."""
+def prepare(
+    run: Run, device: Device, me: ranks.Ranks, say: Say, draw_class: pictures.DrawClass | None = None
+) -> Prepared:
+    """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong.
+
+    `draw_class` draws class pictures where a recipe asks for more than there are."""
     _ask_for(run)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
-    found = gathering.gather(run, family, me, say)
+    found, dtype = gathering.gather(run, family, me, say), compute_dtype(run.model.dtype, device)
+    if isinstance(family, ImageFamily):
+        pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
     _choose_what_trains(run, family, say)
-    dtype = compute_dtype(run.model.dtype, device)
     freezing.settle_precision(family.net, dtype)
     if isinstance(family, ImageFamily):
         family.rest()
