@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -271,3 +272,25 @@ def test_a_saved_data_set_of_the_datasets_library(tmp_path):
     rows = captions.read(str(tmp_path / "saved"))
     assert rows[0].texts == ("zero",)
     assert rows[0].image.data == _png()
+
+
+def _square(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), "red").save(path)
+
+
+def test_a_list_in_a_numbered_folder_is_read_and_repeated(tmp_path: Path) -> None:
+    """`10_sks dog/metadata.jsonl`: its captions, ten times; the folder's words are for pictures without one."""
+    for album in (tmp_path / "album" / "10_sks dog", tmp_path / "5_naruto"):
+        _square(album / "a.png")
+        (album / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a dog asleep"}\n')
+    rows = read(str(tmp_path / "album"))
+    assert [row.texts for row in rows] == [("a dog asleep",)] * 10
+    assert [row.texts for row in read(str(tmp_path / "5_naruto"))] == [("a dog asleep",)]
+
+
+def test_pictures_beside_numbered_folders_are_not_lost_in_silence(tmp_path: Path) -> None:
+    _square(tmp_path / "root.png")
+    _square(tmp_path / "10_extra" / "a.png")
+    with pytest.raises(ValueError, match="holds pictures of its own .* beside folders with a number of repeats"):
+        read(str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,21 @@ def test_a_folder_without_pictures_is_told(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures"):
         pictures_of(tmp_path)
     assert Listed(tmp_path / "new" / "m.jsonl", False).has("x.png") is False
+
+
+def test_writing_a_list_anew_loses_nothing_of_it(tmp_path: Path) -> None:
+    """Other columns, and rows of pictures that are elsewhere, stay; a kill before the first answer changes nothing."""
+    at = tmp_path / "metadata.jsonl"
+    at.write_text(
+        '{"file_name": "0.png", "text": "by hand", "artist": "me"}\n{"file_name": "gone.png", "text": "kept"}\n'
+    )
+    before = at.read_text()
+    listed = Listed(at, overwrite=True)
+    assert not listed.has(str(tmp_path / "0.png")) and at.read_text() == before
+    listed.write(str(tmp_path / "0.png"), "by a model")
+    assert listed.has(str(tmp_path / "0.png"))
+    listed.close()
+    rows = [json.loads(line) for line in at.read_text().splitlines()]
+    assert rows == [
+        {"file_name": "0.png", "text": "by a model", "artist": "me"}, {"file_name": "gone.png", "text": "kept"},
+    ]  # fmt: skip

@@ -292,3 +292,10 @@ def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path)
             found[name, masked] = losses(run)
     assert found["white", True] == pytest.approx(found["white", False], rel=1e-6)
     assert abs(found["corner", True][0] / found["corner", False][0] - 1) > 1e-3
+
+
+def test_previews_come_when_asked_though_nothing_is_saved_then(draw: Draw) -> None:
+    """Weights are saved first, and a step without a preview or a save is neither."""
+    run = draw("train.steps=4", "train.save_every=4", "previews.every=2", "train.keep=9")
+    train(run)
+    assert [path.name for path in checkpoint.steps(Path(run.train.out))] == ["step-000002", "step-000004"]

@@ -203,11 +203,16 @@ def _open_folder(path: str, it: _Asked) -> Opened:
         blocks, notes = _open_folder(os.path.join(path, it.split), it)
         return blocks, [f"{path}: only its folder {it.split} is read; data.split chooses", *notes]
     subsets, notes = kohya.subfolders(path, it.reading)
-    if not subsets and (named := kohya.numbered(path)) and named[0]:
+    found = folders.scan(path)
+    if subsets and (loose := [p for p in found.pictures if os.path.dirname(p) == os.path.normpath(path)]):
+        raise ValueError(
+            f"{path} holds pictures of its own ({folders.shown(loose, path)}) beside folders with a number of repeats; "
+            "move them into one, such as 1_name"
+        )
+    if not subsets and not found.lists and (named := kohya.numbered(path)) and named[0]:
         subsets = [kohya.Subset(path, replace(it.reading, caption=named[1] or it.reading.caption), named[0])]
     if subsets:
         return _open_subsets(subsets, notes, it)
-    found = folders.scan(path)
     if not found.pictures and not found.lists:
         if found.data:
             return _open_table(open_arrow(path, it.split), it, path)
@@ -273,13 +278,15 @@ def _open_subsets(subsets: Sequence[kohya.Subset], notes: Sequence[str], it: _As
         reading = replace(subset.reading, masks=found.masks)
         if subset.listing is not None:
             opened, more = _open_list(subset.listing, replace(it, root=subset.folder, reading=reading), found)
+        elif found.lists:  # as any folder with a list of captions; words of its name are for pictures without one
+            opened, more = _with_lists(found, replace(it, root=None, reading=reading))
         elif found.pictures:
             opened, more = [Block(folders.of(found, subset.suffixes), reading)], found.notes
         else:
             raise ValueError(f"{subset.folder} holds no pictures ({', '.join(SUFFIXES[:4])}, ...); take it out")
         blocks += [replace(block, repeats=subset.repeats, classes=subset.classes) for block in opened]
         said += more
-        said.append(_summary(subset, len(opened[0].source)))
+        said.append(_summary(subset, sum(len(block.source) for block in opened)))
     if all(block.classes for block in blocks):
         raise ValueError("all pictures are class pictures (is_reg); name the subject's own too")
     return blocks, said

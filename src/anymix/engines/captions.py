@@ -76,8 +76,8 @@ class Listed:
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
         self._again = False  # does a later line replace an earlier one?
-        if overwrite:
-            path.unlink(missing_ok=True)
+        self._old = overwrite  # captions that were there are written anew, each when its own comes
+        self._new: set[str] = set()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             for row in _rows(path):
@@ -89,7 +89,8 @@ class Listed:
         return os.path.relpath(picture, self.path.parent).replace(os.sep, "/")
 
     def has(self, picture: str) -> bool:
-        return bool(self._rows.get(self._name(picture), {}).get("text"))
+        name = self._name(picture)
+        return bool(self._rows.get(name, {}).get("text")) and not (self._old and name not in self._new)
 
     def write(self, picture: str, text: str) -> None:
         """Append a line; what a kill tears off is left out by the next start, and a later line of a name counts."""
@@ -97,6 +98,7 @@ class Listed:
         row = {**self._rows.get(name, {}), "file_name": name, "text": text}
         self._again = self._again or name in self._rows
         self._rows[name] = row
+        self._new.add(name)
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 

@@ -20,7 +20,7 @@ from anymix.adapters import files, kinds
 from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
-from anymix.families.contract import Batch
+from anymix.families.contract import Batch, ImageFamily
 from anymix.train import checkpoint, folder, metrics, optim, pictures
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
@@ -188,8 +188,8 @@ def _steps(loop: _Loop) -> str:
         clock = time.perf_counter()
         done = loop.progress.step
         stopping = ranks.sum_float(float(loop.stop.is_set())) > 0
-        if _due(done, run.train.save_every, ready) or stopping:
-            _save(loop)
+        if _due(done, run.train.save_every, ready) or _shown(done, ready) or stopping:
+            _save(loop)  # previews too are drawn of what is saved
         if stopping:
             loop.say(f"asked to stop: step {done} is saved")
             return "stopped"
@@ -200,6 +200,11 @@ def _steps(loop: _Loop) -> str:
 
 def _due(step: int, every: int | None, ready: Prepared) -> bool:
     return step == ready.steps or (step in ready.epoch_ends if every is None else step % every == 0)
+
+
+def _shown(step: int, ready: Prepared) -> bool:
+    every = ready.run.previews.every
+    return every is not None and isinstance(ready.family, ImageFamily) and step % every == 0
 
 
 def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: float) -> None:
