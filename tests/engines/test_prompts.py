@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from anymix.engines.prompts import Wanted, read_prompts
@@ -51,3 +53,24 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
         read_prompts(_file(tmp_path, "g.txt", "红色的圆", "gbk"))
     with pytest.raises(ValueError, match="no prompt in it"):
         read_prompts(_file(tmp_path, "e.txt", "# nothing\n\n"))
+
+
+def test_what_kohyas_scripts_let_follow_a_prompt_is_understood(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat --n blurry, dark --w 768 --h 512 --d 1 --s 20 --l 7\na well-known dog -- asleep\n")
+    first, second = read_prompts(file)
+    assert first == Wanted("a cat", "blurry, dark", 768, 512, 1, 20, 7.0)
+    assert second == Wanted("a well-known dog -- asleep")
+    file.write_text("a cat --q 3\n")
+    with pytest.raises(ValueError, match=r"prompts.txt:1: --q is no setting of a prompt; expected --n, --w"):
+        read_prompts(file)
+    file.write_text("a cat --w wide\n")
+    with pytest.raises(ValueError, match="--w wide is no number, which width must be"):
+        read_prompts(file)
+
+
+def test_a_list_in_another_format_is_no_file_of_lines(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('["a cat"]')
+    with pytest.raises(ValueError, match="is a .json, expected lines of text or .jsonl"):
+        read_prompts(file)

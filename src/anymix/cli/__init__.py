@@ -67,6 +67,9 @@ def _explain(error: Exception) -> None:
     from anymix.device import faults
 
     known = faults.explain(faults.whole(error))
+    if known is None and isinstance(error, OSError) and error.filename and error.strerror:
+        sys.stderr.write(f"anymix: {error.filename}: {error.strerror}; check the path, its rights and the disk\n")
+        sys.exit(2)
     if known is None:
         raise error
     sys.stderr.write(f"anymix: {faults.sentence(faults.whole(error))}; `anymix doctor` shows all of it\n")

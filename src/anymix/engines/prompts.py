@@ -1,12 +1,13 @@
 """What pictures are wanted: prompts typed, or read from a file.
 
-A file is UTF-8: one prompt a line (empty lines and lines that begin with # are passed over), or .jsonl, an object a
-line with the keys of `Wanted`. What a row leaves out is None, and the engine fills it in.
+A file is UTF-8: one prompt a line, with what kohya's scripts let follow it (empty lines and lines that begin with # are
+passed over), or .jsonl, an object a line with the keys of `Wanted`. What a row leaves out is None, and the engine fills it in.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,8 +52,10 @@ def read_prompts(path: str | Path) -> list[Wanted]:
         raise ValueError(f"the prompt file {path} cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt file {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    if path.suffix.lower() in (".json", ".toml", ".yaml", ".yml"):
+        raise ValueError(f"the prompt file {path} is a {path.suffix}, expected lines of text or .jsonl; save it as one")
     rows = [
-        _row(line, f"{path}:{number}") if path.suffix.lower() == ".jsonl" else Wanted(line.strip())
+        _row(line, f"{path}:{number}") if path.suffix.lower() == ".jsonl" else _spoken(line, f"{path}:{number}")
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
@@ -80,3 +83,23 @@ def _row(line: str, key: str) -> Wanted:
         return Wanted(**tree)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+_SAID = {"n": "negative", "w": "width", "h": "height", "d": "seed", "s": "steps", "l": "guidance"}  # as kohya's scripts
+
+
+def _spoken(line: str, key: str) -> Wanted:
+    """A line of text, with what kohya's scripts let follow a prompt: --n blurry --w 768 --h 512 --d 1 --s 20 --l 7."""
+    prompt, *more = re.split(r"\s+--(?=[A-Za-z]+(?:\s|$))", line.strip())
+    found: dict[str, Any] = {"prompt": prompt.strip()}
+    for part in more:
+        name, _, value = part.partition(" ")
+        if name not in _SAID:
+            known = ", ".join(f"--{known}" for known in _SAID)
+            raise ValueError(f"{key}: --{name} is no setting of a prompt; expected {known}, or none of them")
+        to = _SAID[name]
+        try:
+            found[to] = value.strip() if to == "negative" else float(value) if to == "guidance" else int(value)
+        except ValueError:
+            raise ValueError(f"{key}: --{name} {value.strip()} is no number, which {to} must be") from None
+    return Wanted(**found)
