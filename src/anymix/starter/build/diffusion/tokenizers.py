@@ -6,11 +6,13 @@ lower case, anything else being unknown to it.
 
 from __future__ import annotations
 
-import json
+import itertools
 import string
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from anymix.starter import drawn
@@ -19,8 +21,7 @@ from anymix.starter.canvas import COLOURS, SHAPES
 LENGTH = 20  # tokens a caption is padded to; the longest of ours has 16
 COMMON = "a an the in on at of and with photo picture image drawing background center middle medium tiny big"
 SAID = ("shape", "color", "heart")
-TIMES = 20  # how often a word is shown, so that all become one token
-PIECES = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+END = "</w>"  # what ends a word
 
 
 def words() -> list[str]:
@@ -30,22 +31,37 @@ def words() -> list[str]:
 
 
 def clip(length: int = LENGTH) -> CLIPTokenizer:
-    """CLIP's: learned from `words`, with every byte, inside a word and at its end."""
-    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    """CLIP's: merges learned from `words`, and every byte, inside a word and at its end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learned.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(PIECES, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=5000, min_frequency=2, end_of_word_suffix="</w>", initial_alphabet=alphabet, special_tokens=[],
-        show_progress=False,
-    )  # fmt: skip
-    learned.train_from_iterator([*words(), ",", "."] * TIMES, trainer)
-    found = json.loads(learned.to_str())["model"]["merges"]
-    merges: list[Any] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in found]
-    entries = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
+    merges: list[Any] = merges_of([*words(), ",", "."])
+    entries = [*alphabet, *(c + END for c in alphabet), *(a + b for a, b in merges)]
     vocab = {entry: n for n, entry in enumerate(dict.fromkeys([*entries, "<|startoftext|>", "<|endoftext|>"]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+
+
+def merges_of(known: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one piece: the most frequent pair first, of several the first in order.
+
+    The trainer of `tokenizers` breaks ties another way each time it runs: a tokenizer learned again had other numbers
+    for a dozen words, and pictures of a model that was given it came out wrong.
+    """
+    pieces = [[*word[:-1], word[-1] + END] for word in known]
+    merges = []
+    while pairs := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = [_merged(word, best) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    made: list[str] = []
+    for piece in word:
+        if made and (made[-1], piece) == pair:
+            made[-1] += piece
+        else:
+            made.append(piece)
+    return made
 
 
 def t5() -> T5Tokenizer:
