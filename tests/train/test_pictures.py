@@ -299,3 +299,19 @@ def test_previews_come_when_asked_though_nothing_is_saved_then(draw: Draw) -> No
     run = draw("train.steps=4", "train.save_every=4", "previews.every=2", "train.keep=9")
     train(run)
     assert [path.name for path in checkpoint.steps(Path(run.train.out))] == ["step-000002", "step-000004"]
+
+
+def test_a_lora_says_how_it_was_made(draw: Draw, album: Path) -> None:
+    """Of the step it was saved at, not of the whole run; words by folder."""
+    from safetensors import safe_open
+
+    run = draw("train.steps=3", "train.save_every=2", adapter={"rank": 2, "alpha": 3})
+    train(run)
+    headers = []
+    for folder in checkpoint.steps(Path(run.train.out)):
+        with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+            headers.append(dict(file.metadata()))
+    assert [header["ss_steps"] for header in headers] == ["2", "3"]
+    tags = json.loads(headers[1]["ss_tag_frequency"])
+    assert tags == {album.name: {f"picture number {n}": 1 for n in range(8)}}
+    assert (headers[1]["ss_network_dim"], headers[1]["ss_network_alpha"]) == ("2", "3")

@@ -1,7 +1,8 @@
 """What pictures are wanted: prompts typed, or read from a file.
 
 A file is UTF-8: one prompt a line, with what kohya's scripts let follow it (empty lines and lines that begin with # are
-passed over), or .jsonl, an object a line with the keys of `Wanted`. What a row leaves out is None, and the engine fills it in.
+passed over), or .jsonl, an object a line with the keys of `Wanted`. What a row leaves out is None, and the engine fills
+it in.
 """
 
 from __future__ import annotations

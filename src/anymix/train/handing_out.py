@@ -12,18 +12,18 @@ from anymix.train import pictures
 from anymix.train.prepare import Prepared
 
 
-def save_model(ready: Prepared, to: Path) -> None:
+def save_model(ready: Prepared, to: Path, step: int) -> None:
     """What was trained, for use: an adapter folder, or the whole model in the layout it came in."""
     family = ready.family
     if kinds.is_attached(family.net):
-        saving.save(family, to, ready.run.model.path, _about(ready))
+        saving.save(family, to, ready.run.model.path, _about(ready, step))
     else:
         family.save(to, family.layout)
 
 
-def _about(ready: Prepared) -> Details:
+def _about(ready: Prepared, step: int) -> Details:
     """What the header of an adapter's file says."""
     more = {"codec": json.dumps(ready.family.codec.chosen())}
     if isinstance(ready.family, ImageFamily):
-        return pictures.details(ready.run, ready.found, more)
+        return pictures.details(ready.run, ready.found, step, more)
     return Details(more=more)

@@ -256,7 +256,7 @@ def _save(loop: _Loop) -> None:
         )
         with loop.to_use():
             if kinds.is_attached(net):
-                save_model(ready, saved)  # a checkpoint of a LoRA run opens like any adapter
+                save_model(ready, saved, loop.progress.step)  # a checkpoint of a LoRA run opens like any adapter
         if not loop.stop.is_set():  # whoever asked to stop does not wait long
             _look(loop)
     ranks.barrier()
@@ -307,7 +307,7 @@ def _waited_enough(loop: _Loop) -> bool:
 def _replace_best(loop: _Loop) -> None:
     best, beside, old = (loop.out / name for name in ("best", ".best.tmp", ".best.old"))
     shutil.rmtree(beside, ignore_errors=True)
-    save_model(loop.ready, beside)
+    save_model(loop.ready, beside, loop.progress.step)
     if best.exists():
         checkpoint.discard(old)
         best.rename(old)
@@ -332,7 +332,7 @@ def _finish(loop: _Loop, status: str) -> None:
         loop.say(f"{loop.out} holds the weights of step {loop.progress.best_step}, the best validation loss")
     elif loop.progress.best is None:
         with loop.to_use():
-            save_model(loop.ready, loop.out)
+            save_model(loop.ready, loop.out, loop.progress.step)
         loop.say(f"{loop.out} holds the weights of step {loop.progress.step}")
 
 

@@ -6,6 +6,7 @@ that knows how to look and what to draw.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from anymix.adapters.details import Details, count_tags, of_run
 from anymix.config import Objective, Run
@@ -170,13 +172,37 @@ def encode_once(
     say(flow.histogram(made.objective))
 
 
-def details(run: Run, found: Gathered, more: Mapping[str, str]) -> Details:
-    """What the header of the LoRA file of a run says: its settings, its words and how often each was used."""
+def details(run: Run, found: Gathered, step: int, more: Mapping[str, str]) -> Details:
+    """What the header of the LoRA file of a run says at a step: its settings, how often each word was used in which
+    folder, and a small copy of the newest preview."""
     rows = captions_of(found.rows)
-    texts = [text for n in range(len(rows)) for text in rows[n].texts]
-    paths = [run.data.path] if isinstance(run.data.path, str) else run.data.path
-    tags = {Path(paths[0]).name: count_tags(texts)}
-    return of_run(run, images=len(rows), tags=tags, steps=run.train.steps, more=more)
+    texts: dict[str, list[str]] = {}
+    for n in range(len(rows)):
+        row = rows[n]
+        texts.setdefault(Path(row.image.path).parent.name or "pictures", []).extend(row.texts)
+    passes = step * run.train.batch * run.train.accumulate * ranks.here().world / len(rows)
+    return of_run(
+        run,
+        images=len(rows),
+        tags={folder: count_tags(said) for folder, said in texts.items()},
+        steps=step,
+        epochs=round(passes, 3),
+        preview=_newest_preview(Path(run.train.out)),
+        more=more,
+    )
+
+
+def _newest_preview(out: Path) -> bytes | None:
+    """A JPEG of at most 256 pixels a side of the first picture of the newest preview."""
+    drawn = sorted(out.glob("previews/step-*/00.png"))
+    if not drawn:
+        return None
+    with Image.open(drawn[-1]) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((256, 256))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 def _counted(say: Say) -> Callable[[str, int, int], None]:
