@@ -61,6 +61,7 @@ def generate(
     transformer: Part = None,
     vae: Part = None,
     tokenizer: Part = None,
+    text_encoders: Part = None,
     image: Image = None,
     strength: Strength = 0.8,
     rescale: Rescale = 0.0,
@@ -82,7 +83,8 @@ def generate(
     paths = _paths(Path(output), len(wanted), overwrite)
     if image is not None and not os.path.isfile(image):
         raise ValueError(f"there is no picture {image}; check the path")
-    parts = {"unet": unet, "vae": vae, "transformer": transformer, "tokenizer": tokenizer}
+    parts = {"unet": unet, "vae": vae, "transformer": transformer}
+    parts |= {"tokenizer": tokenizer, "text_encoders": text_encoders}
     loras = [_lora(word) for word in lora or []]
 
     from anymix.engines import open_image

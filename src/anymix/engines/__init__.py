@@ -53,6 +53,7 @@ def open_image(
     lora: Lora | Sequence[Lora] | None = None,
     base: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    text_encoders: str | Path | None = None,
 ) -> ImageEngine:
     """A model to draw with, on `device` (auto, npu:1, cpu, ...), computing in `dtype` (auto, bf16, fp16, fp32).
 
@@ -62,12 +63,14 @@ def open_image(
             added into the weights.
         base: the model under an adapter folder, where it is not the one that names.
         tokenizer: folder to take tokenizers from, for a single-file checkpoint.
+        text_encoders: SD3 pipeline folder to take text encoders from, for a file without them.
 
     Raises ValueError in one sentence, also for a part or a LoRA that changes nothing."""
     from anymix.engines import drawing
 
     parts = {"unet": unet, "vae": vae, "transformer": transformer}
-    return drawing.opened(path, device, dtype, parts, drawing.pairs(lora), base=base, tokenizer=tokenizer)
+    more = {"base": base, "tokenizer": tokenizer, "text_encoders": text_encoders}
+    return drawing.opened(path, device, dtype, parts, drawing.pairs(lora), **more)
 
 
 __all__ = ["ChatEngine", "open_chat", "open_image"]
