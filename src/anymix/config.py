@@ -33,7 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(Section):
-    path: str = _key("", "folder, hub id or starter:internvl2: the model to start from")
+    path: str = _key("", "folder, single-file checkpoint, hub id or starter:NAME: the model to start from")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
         "auto",
         "compute type; auto is bf16, fp16 on cards without it, fp32 on a CPU. What trains is kept in fp32 always",

@@ -58,7 +58,7 @@ def _print_keys() -> None:
     table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
     for row in config.keys():
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 400
     Console(width=width, markup=False, highlight=False).print(table)
 
 

@@ -324,9 +324,9 @@ def test_hub_ids_are_looked_for_where_people_keep_them(tmp_path: Path) -> None:
         resolve("OpenGVLab/InternVL2-4B", environ)
     with pytest.raises(ValueError, match="did you mean .*InternVL2___5-8B"):
         resolve(nas / "InternVL2__5-8B", environ)
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="is a file, expected a model folder"):
-        resolve(tmp_path / "model.safetensors", environ)
+        resolve(tmp_path / "notes.txt", environ)
 
 
 @pytest.mark.slow
