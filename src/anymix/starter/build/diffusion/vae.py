@@ -40,6 +40,11 @@ class Recipe:
     noise: float = 0.2  # most noise the decoder is fed, in standard deviations of the latents
     edges: float = 1.0  # weight of the steps between neighbours
     kl: float = 3e-4
+    decoder: bool = False  # the decoder alone, of one that is trained: latents stay what they are
+    small: float = 0.5  # share of small shapes among the wishes
+
+
+POLISH = Recipe(steps=900, rate=2e-3, noise=0.15, decoder=True, small=0.85)  # thin tips of small shapes come last
 
 
 def new(seed: int) -> AutoencoderKL:
@@ -55,9 +60,11 @@ def new(seed: int) -> AutoencoderKL:
 
 def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
     """Train in place; `vae` ends with the averaged weights and a scaling_factor that makes latents of unit spread."""
-    stream, checks = pictures(seed), as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())])
-    optimiser = Optimiser([(vae, 1.0)], recipe.rate, recipe.rate, decay=1e-3, kernels=True)
-    mean, began = Mean(vae.parameters(), 0.98), time.process_time()
+    part = vae.decoder if recipe.decoder else vae
+    part.requires_grad_(True).train()
+    stream, checks = pictures(seed, recipe.small), as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())])
+    optimiser = Optimiser([(part, 1.0)], recipe.rate, recipe.rate, decay=1e-3, kernels=True)
+    mean, began = Mean(part.parameters(), 0.98), time.process_time()
     for step in range(recipe.steps):
         done = step / recipe.steps
         batch = as_tensor([next(stream) for _ in range(recipe.pictures)])
@@ -69,12 +76,15 @@ def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
                 tell(f"vae step {step + 1} {time.process_time() - began:.0f} s PSNR {psnr(vae, checks):.2f}")
     mean.keep()
     vae.requires_grad_(False).eval()
+    if recipe.decoder:
+        return
     spread = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(checks, 32)]).std()
     vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
 
 
 def _loss(vae: AutoencoderKL, batch: Tensor, recipe: Recipe) -> Tensor:
-    found = vae.encode(batch).latent_dist
+    with torch.set_grad_enabled(not recipe.decoder):
+        found = vae.encode(batch).latent_dist
     latents = found.sample()
     much = torch.rand(len(batch), 1, 1, 1) * recipe.noise * latents.detach().std()
     again = vae.decode(latents + torch.randn_like(latents) * much).sample
@@ -105,11 +115,14 @@ def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1  # stays channels last
 
 
-def pictures(seed: int) -> Iterator[Image.Image]:
-    """Drawn wishes and pictures of anything, in turn, for ever."""
+def pictures(seed: int, small: float = 0.5) -> Iterator[Image.Image]:
+    """Drawn wishes and pictures of anything, in turn, for ever. `small` is a share of the wishes, half by chance."""
     rng = random.Random(seed)
     while True:
-        yield drawn.paint(drawn.wish(rng), rng)
+        wanted = drawn.wish(rng)
+        while small > 0.5 and wanted.size == "large" and rng.random() < 2 - 1 / small:
+            wanted = drawn.wish(rng)
+        yield drawn.paint(wanted, rng)
         yield anything(rng)
 
 
