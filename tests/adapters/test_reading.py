@@ -358,3 +358,10 @@ def test_folders_from_a_hub_hold_one_file_of_any_name(kohya: Path, tmp_path: Pat
     made = torch.nn.Linear(3, 3)
     with pytest.raises(ValueError, match="for Stable Diffusion 1.5, 2, XL and 3, and this model is none"):
         loading.load_file(made, kohya)
+
+
+def test_a_word_that_comes_along_is_named(kohya: Path) -> None:
+    """OneTrainer puts textual-inversion embeddings beside the factors."""
+    rewritten(kohya, lambda tensors: {**tensors, "bundle_emb.sks-fox.string_to_param.*": torch.ones(2, 8)})
+    with pytest.raises(ValueError, match=r"brings a word of its own, sks-fox, as a textual-inversion embedding"):
+        loading.load_file(net("sd1"), kohya)

@@ -6,7 +6,10 @@ model in the package.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +17,7 @@ from anymix import families
 from anymix.adapters import details, names, opening, reading
 from anymix.families.common import parts
 from anymix.families.common.shards import read_json
+from anymix.families.sd3.names import shape as shape_of_sd3
 
 _HOME = Path(families.__file__).parent
 KINDS = (
@@ -29,10 +33,16 @@ PUBLISHED = {
     "SDXL": _HOME / "sdxl" / "configs" / "sdxl",
     "SD3": _HOME / "sd3" / "configs" / "sd3",
 }
+# what SD3.5 has otherwise than SD3 (stabilityai/stable-diffusion-3.5-medium and -large, transformer/config.json)
+MEDIUM = {"dual_attention_layers": list(range(13)), "qk_norm": "rms_norm", "pos_embed_max_size": 384}
+LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+_BLOCK = re.compile(r"(?:joint|transformer)_blocks[._](\d+)[._]")
 
 
-def outline(pipeline: Path) -> nn.Module:
+def outline(pipeline: Path, transformer: Mapping[str, Any] | None = None) -> nn.Module:
     """The parts of a folder with a model_index.json, as one module on `meta`.
+
+    `transformer`: what its config says otherwise than the folder's.
 
     Raises ValueError in one sentence for a folder that is none, or a pipeline of another kind."""
     if not (pipeline / "model_index.json").is_file():
@@ -41,6 +51,7 @@ def outline(pipeline: Path) -> nn.Module:
     for name in ("unet", "transformer", *names.TEXTS):
         if (pipeline / name / "config.json").is_file():
             config = read_json(pipeline / name / "config.json")
+            config |= (transformer or {}) if name == "transformer" else {}
             kind = parts.kind_of(config)
             if kind not in KINDS:
                 raise ValueError(f"{pipeline / name} is a {kind}, expected one of {', '.join(KINDS)}")
@@ -65,9 +76,23 @@ def under(lora: Path, base: str | Path | None = None) -> tuple[nn.Module, str | 
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         label = details.family_in(file.metadata() or {}, shapes)
     if label in PUBLISHED:
-        return outline(PUBLISHED[label]), found or ""
+        return outline(PUBLISHED[label], _transformer(shapes, found) if label == "SD3" else None), found or ""
     if found is None:
         raise lost
     raise ValueError(
         f"{found} is one file, and {lora} does not say which kind of model it is for; pass --base with a folder"
     )
+
+
+def _transformer(shapes: Mapping[str, tuple[int, ...]], checkpoint: Path | None) -> Mapping[str, Any]:
+    """What the transformer under a LoRA has otherwise than SD3's: as its checkpoint tells, or else the LoRA's tensors.
+
+    SD3.5-large is wider and deeper, SD3.5-medium attends twice in its first blocks."""
+    if checkpoint is not None:
+        return shape_of_sd3(checkpoint, read_json(PUBLISHED["SD3"] / "transformer" / "config.json")["attention_head_dim"])
+    deepest = max((int(found[1]) for name in shapes if (found := _BLOCK.search(name))), default=0)
+    edges = {edge for shape in shapes.values() for edge in shape}
+    if deepest > 23 or any(edge and edge % LARGE["caption_projection_dim"] == 0 for edge in edges):
+        return LARGE
+    twice = any("attn2" in name for name in shapes) or 9 * 1536 in edges  # modulating two attentions takes nine rows
+    return MEDIUM if twice else {}

@@ -176,6 +176,11 @@ class _Reader:
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
             tail = _tail(name)
+            if name.startswith("bundle_emb."):
+                raise ValueError(
+                    f"{self.path} brings a word of its own, {name.split('.')[1]}, as a textual-inversion embedding, which "
+                    "anymix does not read; save the LoRA without it (OneTrainer: without bundled embeddings)"
+                )
             if tail is None:
                 what = next((what for tails, what in UNREAD.items() if name.endswith(tails)), None)
                 if what is None or not any(_tail(other) for other in self.tensors):

@@ -21,7 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from anymix.adapters.switch import adapters, switched_off
+from anymix.adapters.kinds import layers
+from anymix.adapters.switch import switched_off
 from anymix.evaluate.looking import Setting, base_is_known, finite, looking, seed
 from anymix.families.common import shards
 from anymix.families.contract import Family, ImageFamily
@@ -115,7 +116,7 @@ def _weights(net: nn.Module, base: Tensors) -> dict[str, float]:
 
 def _of_adapters(net: nn.Module) -> Iterator[tuple[str, float, float]]:
     """Of each adapted layer: name, |dW|^2, |W|^2."""
-    for name, layer in adapters(net).items():
+    for name, layer in layers(net).items():
         weight = layer.get_base_layer().weight.detach()
         for adapter in layer.active_adapters:
             change = _change(layer, adapter, weight.float())
@@ -149,7 +150,7 @@ def _of_samples(net: nn.Module, base: Mapping[str, Tensor]) -> Iterator[tuple[st
 
 def _plain(net: nn.Module) -> dict[str, nn.Parameter]:
     """What trains and is no adapter's."""
-    adapted = {id(p) for layer in adapters(net).values() for p in layer.parameters()}
+    adapted = {id(p) for layer in layers(net).values() for p in layer.parameters()}
     return {name: p for name, p in net.named_parameters() if p.requires_grad and id(p) not in adapted}
 
 
