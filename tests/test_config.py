@@ -43,6 +43,7 @@ def test_json_and_the_way_back(tmp_path: Path) -> None:
         (["data.val=1.5"], "data.val is a path or a share between 0 and 1, not 1.5"),
         (["train.patience=2"], "train.patience needs data.val"),
         (["train"], "an override reads section.key=value, found 'train'"),
+        (["data.keep_tokens=1"], "data.keep_tokens needs data.shuffle_caption=true"),
         (["device.kind=npu"], "unknown key device|device"),
         (["train.lr=[1"], r"the value of train\.lr cannot be read"),
         (["resume="], "resume"),

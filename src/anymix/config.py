@@ -75,6 +75,8 @@ class Data(Section):
     crops: Positive = _key(4, "how many different random crops of a picture there are, one drawn each epoch")
     flip: bool = _key(False, "mirror left and right at random, drawn each epoch")
     caption_dropout: Share = _key(0.0, "how often a picture is shown without its caption, drawn each epoch")
+    shuffle_caption: bool = _key(False, "tags of a caption, told apart by commas, in a new order each epoch")
+    keep_tokens: Annotated[int, Field(ge=0)] = _key(0, "with shuffle_caption: so many tags keep their place in front")
     max_length: Positive = _key(4096, "longest row in tokens, pictures included; a longer one is an error")
     on_error: Literal["raise", "skip"] = _key(
         "raise", "a row that cannot be used stops the run before step 1, or is skipped, counted and listed"
@@ -145,8 +147,10 @@ class Previews(Section):
 
 class Adapter(Section):
     kind: Literal["lora", "loha", "lokr"] = _key("lora", "LoRA, or one of its relatives for models that draw")
-    rank: Positive = _key(16, "rank of the LoRA matrices")
-    alpha: float | None = _key(None, "LoRA scale is alpha / rank; default: 2 * rank", gt=0)
+    rank: Positive | None = _key(16, "rank of the LoRA matrices; null: that of adapter.init, or 16")
+    alpha: float | None = _key(
+        None, "LoRA scale is alpha / rank; default: 2 * rank, or that of adapter.init", gt=0
+    )
     dropout: Share = _key(0.0, "dropout on the input of the LoRA matrices")
     parts: list[Literal["language", "vision", "denoiser", "text"]] | None = _key(
         None,
@@ -155,7 +159,9 @@ class Adapter(Section):
     targets: list[str] | None = _key(
         None, "full-match patterns of module names instead of `parts`; * is any run of characters"
     )
-    init: str | None = _key(None, "an existing adapter folder to go on from")
+    init: str | None = _key(
+        None, "an adapter to go on from, of its rank, alpha and layers: a folder, a LoRA file, what train wrote, a hub id"
+    )
     dora: bool = _key(False, "weight-decomposed LoRA (DoRA)")
 
 
@@ -227,6 +233,8 @@ class Run(Section):
             raise ValueError(f"data.val is a path or a share between 0 and 1, not {self.data.val}")
         if self.train.patience and self.data.val is None:
             raise ValueError("train.patience needs data.val: there is no validation loss to wait for")
+        if self.data.keep_tokens and not self.data.shuffle_caption:
+            raise ValueError("data.keep_tokens needs data.shuffle_caption=true: without it every tag keeps its place")
         return self
 
 

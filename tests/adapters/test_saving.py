@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anymix import config
 from anymix.adapters import files, formats, kinds, lora, opening, reading, saving
 from anymix.adapters.details import Details
 from anymix.config import Adapter
@@ -89,11 +90,12 @@ def test_init_takes_any_form(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"rank": 8}, "adapter.rank is 8 but .* has 3; write adapter.rank=3 or leave it out"),
+        ({"rank": 8}, "adapter.rank is 8 but .* has 3; write adapter.rank=3, or add adapter.rank=null to take it"),
         ({"alpha": 3.0}, "adapter.alpha is 3.0 but .* has 7.5"),
         ({"kind": "loha"}, "adapter.kind is loha but .* has lora"),
         ({"dora": True}, "adapter.dora is True but .* has False"),
-        ({"targets": ATTENTION["sd1"]}, "adapter.targets chooses other layers"),
+        ({"targets": ATTENTION["sd1"]}, "adapter.targets chooses other layers .*add adapter.targets=null to take those"),
+        ({"parts": ["denoiser"]}, "adapter.parts chooses other layers .*add adapter.parts=null to take those"),
     ],
 )
 def test_init_and_recipe_must_agree(said: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -102,6 +104,33 @@ def test_init_and_recipe_must_agree(said: dict[str, Any], words: str, tmp_path: 
     with pytest.raises(ValueError, match=words):
         lora.attach(made, Adapter(init=str(tmp_path), **said), {"denoiser": tuple(ATTENTION["sd1"])})
     lora.attach(made, Adapter(init=str(tmp_path), **agreed), {})
+
+
+def test_null_takes_what_the_file_has_whatever_its_recipe_said(tmp_path: Path) -> None:
+    """A shipped recipe has a rank of its own, which a command line can only set, not leave out."""
+    saving.save(trained("sd1"), tmp_path, "base")
+    tree = {"adapter": {"rank": 16, "alpha": 16, "targets": ["unet.*.to_q"], "parts": ["denoiser"]}}
+    nulls = [f"adapter.{key}=null" for key in ("rank", "alpha", "targets", "parts")]
+    asked = config.load(tree, [f"adapter.init={tmp_path}", *nulls]).adapter
+    made = net("sd1")
+    assert lora.attach(made, asked, {"denoiser": tuple(ATTENTION["sd1"])}) == lora.adapted(trained("sd1"))
+    assert {(u.rank, u.alpha) for u in kinds.updates(made).values()} == {(3, 7.5)}
+    fresh = net("sd1")
+    lora.attach(fresh, config.load(tree, nulls).adapter, {"denoiser": tuple(ATTENTION["sd1"])})
+    assert {(u.rank, u.alpha) for u in kinds.updates(fresh).values()} == {(16, 32)}
+
+
+def test_init_is_found_wherever_adapters_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving.save(trained("sd1"), tmp_path / "models" / "someone" / "fox", "base")
+    monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "models"))
+    asked = {"denoiser": tuple(ATTENTION["sd1"])}
+    assert lora.attach(net("sd1"), Adapter(init="someone/fox"), asked) == lora.adapted(trained("sd1"))
+    saved = tmp_path / "run" / "checkpoints" / "step-000004"
+    saving.save(trained("sd1"), saved, "base")
+    with pytest.raises(ValueError, match=f"is a run that has not finished; give its newest LoRA, {saved}"):
+        lora.attach(net("sd1"), Adapter(init=str(tmp_path / "run")), asked)
+    with pytest.raises(ValueError, match="there is no .*foxx, did you mean .*fox"):
+        lora.attach(net("sd1"), Adapter(init=str(tmp_path / "models" / "someone" / "foxx")), asked)
 
 
 def test_what_a_loha_does_not_know_is_refused_when_going_on_too(tmp_path: Path) -> None:

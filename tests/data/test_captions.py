@@ -89,6 +89,37 @@ def test_the_hubs_image_folder(tmp_path):
     assert _names(read(str(at), caption="else")) == ["b.png", "a.png", "c.png", "own.png"]
 
 
+def test_of_a_list_and_a_caption_file_the_list_is_read_and_that_is_told(tmp_path):
+    at = folder(tmp_path, a="from the file", b="of its own", c=None)
+    lines = [{"file_name": f"{name}.png", "text": f"{name} of the list"} for name in "ac"]
+    (at / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows = read(str(at))
+    assert _texts(rows) == [("a of the list",), ("c of the list",), ("of its own",)]
+    said = "1 pictures have a caption in metadata.jsonl and a caption file beside them; the list is read, the files are not"
+    assert any(note == f"{at}: {said} (a.png)" for note in check_pictures(rows, LOOK).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("text", "one\n\ntwo"), ("words", ["one\ntwo", "three"])],
+)
+def test_captions_of_several_lines_are_named_in_any_column(tmp_path, name, text):
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "a.png", name: text}) + "\n")
+    rows = read(str(tmp_path / "list.jsonl"), caption_column=name)
+    assert rows[0].texts[0] == "one two"
+    said = f"1 captions have several lines, which are joined ({tmp_path / 'list.jsonl'}:1)"
+    assert any(said in note for note in check_pictures(rows, LOOK).notes)
+
+
+def test_tags_are_shuffled_behind_those_kept_in_plain_folders_too(tmp_path):
+    at = folder(tmp_path, a="1girl, sky, sea")
+    (sample,) = read(str(at), shuffle=True, keep=1)
+    assert (sample.shuffle, sample.keep) == (True, 1)
+    (still,) = read(str(at))
+    assert (still.shuffle, still.keep) == (False, 0)
+
+
 @pytest.mark.parametrize("column", ["text", "caption", "prompt"])
 def test_metadata_as_a_table_in_a_folder_below(tmp_path, column):
     picture(tmp_path / "one" / "a.png")

@@ -239,7 +239,33 @@ def test_without_enable_wildcard_braces_are_text_and_lines_are_joined(tmp_path):
     folder(tmp_path / "a", w="a {red|blue} fox\nand a hen")
     rows = read(_toml(tmp_path, "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"))
     assert rows[0].texts == ("a {red|blue} fox and a hen",)
-    assert any("have several lines, which are joined" in n for n in check_pictures(rows, Look(64, step=16)).notes)
+    said = f"1 captions have several lines, which are joined ({tmp_path / 'a' / 'w.txt'}), where kohya's scripts read"
+    assert any(said in note for note in check_pictures(rows, Look(64, step=16)).notes)
+
+
+def test_what_a_recipe_says_of_tags_holds_where_the_dataset_file_does_not(tmp_path):
+    folder(tmp_path / "a", x="1girl, sky, sea")
+    folder(tmp_path / "b", y="1girl, hat, dog")
+    text = (
+        "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nkeep_tokens = 2\n"
+        "[[datasets.subsets]]\nimage_dir = 'b'\nshuffle_caption = false\n"
+    )
+    first, last = read(_toml(tmp_path, text), shuffle=True, keep=1)
+    assert (first.shuffle, first.keep) == (True, 2)
+    assert (last.shuffle, last.keep) == (False, 1)
+    other = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\ncaption_separator = ';'\n"
+    with pytest.raises(ValueError, match="tags are told apart by commas"):
+        read(_toml(tmp_path, other), shuffle=True)
+
+
+def test_caption_files_beside_a_metadata_file_are_told(tmp_path):
+    folder(tmp_path / "a", x="from the file", y=None)
+    listed = {str(tmp_path / "a" / f"{name}.png"): {"caption": f"{name} of the list"} for name in "xy"}
+    (tmp_path / "meta.json").write_text(json.dumps(listed))
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nmetadata_file = 'meta.json'\n"
+    rows = read(_toml(tmp_path, text))
+    assert _count(rows) == {("x of the list",): 1, ("y of the list",): 1}
+    assert any("1 pictures have a caption in meta.json and a caption file beside them" in note for note in rows.notes)
 
 
 def test_a_dataset_file_in_json_and_folders_from_root(tmp_path):

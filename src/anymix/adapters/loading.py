@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,18 +11,7 @@ from torch import nn
 from anymix.adapters import kinds, lora, reading
 from anymix.adapters.kinds import MAGNITUDE
 from anymix.adapters.reading import LoraFile
-from anymix.families.common.folders import looks_like_id, resolve
-
-
-def locate(path: str | Path) -> Path:
-    """A LoRA file, a folder that holds one, or a hub id -> the file. Raises ValueError in one sentence."""
-    place = Path(path).expanduser()
-    if not place.exists() and looks_like_id(os.fspath(path)):
-        place = resolve(path)
-    found = reading.find(place)
-    if found is None:
-        raise ValueError(reading.missing(place))
-    return found
+from anymix.adapters.reading import locate as locate
 
 
 def load_file(net: nn.Module, path: str | Path, scale: float = 1.0) -> LoraFile:

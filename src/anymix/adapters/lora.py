@@ -31,6 +31,7 @@ from anymix.adapters.targets import match, patterns
 from anymix.adapters.targets import summary as summary
 from anymix.config import Adapter
 
+RANK = 16  # where neither a recipe nor an adapter to go on from says
 log = logging.getLogger(__name__)
 
 
@@ -46,13 +47,15 @@ def attach(net: nn.Module, config: Adapter, targets: Mapping[str, Sequence[str]]
     """
     kinds.refuse_second(net)
     wanted = patterns(config, targets)
-    if config.init is not None and reading.find(config.init) is not None:
-        return _go_on_from_file(net, config, wanted)
     if config.init is not None:
-        return _go_on(net, config, wanted, base)
+        source = reading.place(config.init)
+        if files.is_adapter(source):
+            return _go_on(net, config, wanted, base, source)
+        return _go_on_from_file(net, config, wanted, reading.locate(source))
     names = match(net, wanted)
-    alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    kinds.inject(net, kinds.settings(config.kind, names, config.rank, alpha, base, **_options(config)))
+    rank = config.rank or RANK
+    alpha = 2.0 * rank if config.alpha is None else config.alpha
+    kinds.inject(net, kinds.settings(config.kind, names, rank, alpha, base, **_options(config)))
     return names
 
 
@@ -65,9 +68,9 @@ def _options(config: Adapter) -> dict[str, Any]:
     return {}
 
 
-def _go_on_from_file(net: nn.Module, config: Adapter, wanted: Sequence[str]) -> list[str]:
+def _go_on_from_file(net: nn.Module, config: Adapter, wanted: Sequence[str], source: Path) -> list[str]:
     """Attach the LoRA file of `config.init`, as `_go_on` does a folder."""
-    found = reading.read(net, str(config.init))
+    found = reading.read(net, source)
     first = next(iter(found.updates.values()))
     theirs: dict[str, set[Any]] = {
         "kind": {first.kind},
@@ -90,24 +93,24 @@ def _agree(config: Adapter, source: Path, theirs: Mapping[str, set[Any]]) -> Non
         mine = getattr(config, key)
         if key in config.model_fields_set and mine is not None and values != {mine}:
             has = ", ".join(str(value) for value in sorted(values))
-            advice = f"write adapter.{key}={has} or leave it out" if len(values) == 1 else "leave it out"
+            out = f"add adapter.{key}=null" if key in ("rank", "alpha") else "leave it out"
+            advice = f"write adapter.{key}={has}, or {out} to take it from there" if len(values) == 1 else out
             raise ValueError(
                 f"adapter.{key} is {mine} but {source}, which adapter.init goes on from, has {has}; {advice}"
             )
 
 
 def _same_layers(net: nn.Module, config: Adapter, wanted: Sequence[str], names: Sequence[str], source: Path) -> None:
-    if config.model_fields_set & {"targets", "parts"} and set(match(net, wanted)) != set(names):
-        key = "targets" if config.targets is not None else "parts"
+    key = next((key for key in ("targets", "parts") if getattr(config, key) is not None), None)
+    if key is not None and set(match(net, wanted)) != set(names):
         raise ValueError(
             f"adapter.{key} chooses other layers than {source}, "
-            f"which adapter.init goes on from, has ({summary(names)}); leave it out"
+            f"which adapter.init goes on from, has ({summary(names)}); add adapter.{key}=null to take those"
         )
 
 
-def _go_on(net: nn.Module, config: Adapter, wanted: Sequence[str], base: str) -> list[str]:
+def _go_on(net: nn.Module, config: Adapter, wanted: Sequence[str], base: str, folder: Path) -> list[str]:
     """Attach the adapter of `config.init`: what the recipe says must agree, what it leaves out is taken."""
-    folder = Path(str(config.init))
     settings = files.read_config(folder)
     names, beside = _resolve(net, settings, folder)
     theirs: dict[str, set[Any]] = {

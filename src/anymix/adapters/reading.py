@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from anymix.adapters import details, files, kinds, names, rows
 from anymix.adapters.kinds import LEAVES, MAGNITUDE, TITLES, Update
-from anymix.families.common.folders import nearest
+from anymix.families.common.folders import looks_like_id, nearest, resolve
 from anymix.families.common.shards import POINTER
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # what diffusers names its files, and training writes
@@ -97,6 +98,21 @@ def find(path: str | Path) -> Path | None:
     return only[0] if len(only) == 1 and is_lora(only[0]) else None
 
 
+def place(path: str | Path) -> Path:
+    """Where an adapter lies: a path as it is, a hub id wherever it is found. Raises ValueError for an id that is not."""
+    here = Path(path).expanduser()
+    return resolve(path) if not here.exists() and looks_like_id(os.fspath(path)) else here
+
+
+def locate(path: str | Path) -> Path:
+    """A LoRA file, a folder that holds one, or a hub id -> the file. Raises ValueError in one sentence."""
+    here = place(path)
+    found = find(here)
+    if found is None:
+        raise ValueError(missing(here))
+    return found
+
+
 def is_lora(path: Path) -> bool:
     """Whether a safetensors file holds adapter tensors, by their names. Raises ValueError for one not whole."""
     with opened(path) as file:
@@ -137,6 +153,9 @@ def read(net: nn.Module, path: str | Path) -> LoraFile:
 
 def missing(path: Path) -> str:
     """The sentence for a path that is no LoRA."""
+    unfinished = sorted(path.glob(f"checkpoints/step-*/{WEIGHTS}"))
+    if unfinished:
+        return f"{path} is a run that has not finished; give its newest LoRA, {unfinished[-1]}"
     if path.is_dir():
         return f"{path} holds no {WEIGHTS}; give the folder training wrote, or the LoRA file itself"
     if path.exists():

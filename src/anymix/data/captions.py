@@ -99,6 +99,11 @@ class Rows(Sequence[Caption]):
         block, n = self._find(index)
         return block.source.record(n)
 
+    def joins(self, index: int) -> str | None:
+        """The column of which lines become one caption; None where each line is a caption of its own."""
+        how = self._find(index)[0].reading
+        return None if how.choices else how.caption_column
+
     def origin(self, index: int) -> tuple[int, int]:
         """(file, row in it), both counted from 0: equal for repeats of one row."""
         return self._places.origin(index)
@@ -144,13 +149,16 @@ def read(
     image_column: str | None = None,
     caption_column: str | None = None,
     caption: str | None = None,
+    shuffle: bool = False,
+    keep: int = 0,
 ) -> Rows:
     """The captioned pictures of one or several folders, files or hub ids, in order.
 
     `root` is the folder relative paths start from (default: that of each file); `limit` keeps the first so many rows;
-    `caption` is said of every picture without one. Raises ValueError for what cannot be opened or holds no pictures;
-    bad rows raise only when they are read."""
-    it = _Asked(root, split, image_column, caption_column, Reading(caption=caption))
+    `caption` is said of every picture without one; `shuffle` brings its tags into another order each epoch, but for
+    the first `keep`, where a dataset file says nothing of it. Raises ValueError for what cannot be opened or holds no
+    pictures; bad rows raise only when they are read."""
+    it = _Asked(root, split, image_column, caption_column, Reading(caption=caption, shuffle=shuffle, keep=keep))
     blocks: list[Block] = []
     notes: list[str] = []
     for one in [path] if isinstance(path, (str, os.PathLike)) else path:
@@ -241,6 +249,7 @@ def _with_lists(found: folders.Found, it: _Asked) -> Opened:
         notes += said
         named.update(*(_named(block) for block in opened))
     rest = [picture for picture in found.pictures if os.path.normpath(picture) not in named]
+    notes += _said_twice(found, found.lists, named)
     if found.lists and it.reading.caption is None:
         lost = [picture for picture in rest if picture not in found.captions]
         if lost:
@@ -252,6 +261,15 @@ def _with_lists(found: folders.Found, it: _Asked) -> Opened:
         left_out = frozenset(found.pictures) - frozenset(rest)
         blocks.append(Block(folders.of(found, left_out=left_out), it.reading))
     return blocks, notes
+
+
+def _said_twice(found: folders.Found, lists: Sequence[str], named: set[str]) -> Iterator[str]:
+    """Pictures that a list names and that have a caption file too: the list wins."""
+    both = [picture for picture in found.captions if os.path.normpath(picture) in named]
+    if both:
+        names = ", ".join(os.path.basename(path) for path in lists)
+        what = f"{len(both)} pictures have a caption in {names} and a caption file beside them; the list is read"
+        yield f"{found.folder}: {what}, the files are not ({folders.shown(both, found.folder)})"
 
 
 def _named(block: Block) -> Iterator[str]:
@@ -278,6 +296,8 @@ def _open_subsets(subsets: Sequence[kohya.Subset], notes: Sequence[str], it: _As
         reading = replace(subset.reading, masks=found.masks)
         if subset.listing is not None:
             opened, more = _open_list(subset.listing, replace(it, root=subset.folder, reading=reading), found)
+            named = {name for block in opened for name in _named(block)}
+            more = [*more, *_said_twice(found, [subset.listing], named)]
         elif found.lists:  # as any folder with a list of captions; words of its name are for pictures without one
             opened, more = _with_lists(found, replace(it, root=None, reading=reading))
         elif found.pictures:

@@ -47,13 +47,13 @@ class _Seen:
     foreign: list[tuple[str, str]] = field(default_factory=list)  # script, key
     long: list[tuple[int, str]] = field(default_factory=list)
     several: list[int] = field(default_factory=list)
-    lines: int = 0
+    lines: list[str] = field(default_factory=list)  # caption files, or rows, of several lines
     masks: int = 0
     files: dict[int, dict[str, None]] = field(default_factory=dict)  # length -> paths
     contents: dict[bytes, list[str]] = field(default_factory=dict)  # digest -> keys
 
-    def note(self, sample: Caption, record: Any, view: View) -> None:
-        """Remember what should be told of a good picture."""
+    def note(self, sample: Caption, record: Any, view: View, joins: str | None) -> None:
+        """Remember what should be told of a good picture; lines in the column `joins` became one caption."""
         if view.enlarged > 1:
             self.enlarged.append((view.enlarged, sample.key))
         if view.cut > MUCH:
@@ -61,8 +61,10 @@ class _Seen:
         if len(sample.texts) > 1:
             self.several.append(len(sample.texts))
         self.masks += sample.mask is not None
-        text = record.get("text") if isinstance(record, dict) else None
-        self.lines += isinstance(text, str) and "\n" in text.strip() and len(sample.texts) == 1
+        told = record.get(joins) if isinstance(record, dict) and joins else None
+        texts = told if isinstance(told, list) else [told]
+        if any(isinstance(text, str) and "\n" in text.strip() for text in texts):
+            self.lines.append(record.get("caption_file") or sample.key)
         foreign = next((script for script in map(script_of, sample.texts) if script), None) if self.english else None
         if foreign:
             self.foreign.append((foreign, sample.key))
@@ -124,7 +126,7 @@ def check_pictures(
             try:
                 record, sample = rows.read(index)
                 seen.views[origin] = check_picture(sample, look, grain)
-                seen.note(sample, record, seen.views[origin])
+                seen.note(sample, record, seen.views[origin], rows.joins(index))
             except SampleError as error:
                 problems[origin] = error
         if progress is not None:
@@ -214,9 +216,10 @@ def _on_words(seen: _Seen, total: int) -> Iterator[str]:
         most = max(seen.several)
         yield f"{len(seen.several)} of {total} pictures have several captions (up to {most}); one is drawn each time"
     if seen.lines:
+        shown = ", ".join(seen.lines[:SHOWN]) + (", ..." if len(seen.lines) > SHOWN else "")
         yield (
-            f"{seen.lines} captions have several lines, which are joined; a kohya dataset file with "
-            "enable_wildcard = true makes each line a caption of its own"
+            f"{len(seen.lines)} captions have several lines, which are joined ({shown}), where kohya's scripts read the "
+            "first alone; a kohya dataset file with enable_wildcard = true makes each line a caption of its own"
         )
 
 

@@ -6,7 +6,7 @@ docs/config_README-en.md: a subset's setting wins over its data set's, that over
 not follow is refused, or answered in a note where nothing is lost; one it does not know names the nearest it does.
 
 Where it differs on purpose: caption files end in .txt or .caption where caption_extension is left out (there: .caption
-alone), prefix and suffix stand at every line of a caption with several, class pictures are drawn at random beside any
+alone), lines of a caption are joined where enable_wildcard is off (there: the first alone is read), prefix and suffix stand at every line of a caption with several, class pictures are drawn at random beside any
 picture, and buckets are the recipe's affair where enable_bucket is left out.
 """
 
@@ -215,7 +215,7 @@ def _subset(where: str, it: Mapping[str, Any], root: str | None, beside: str, re
         raise ValueError(f"{where} has no image_dir; write the folder of its pictures")
     if it.get("num_repeats", 1) < 1:
         raise ValueError(f"{where}: num_repeats is {it['num_repeats']}, expected 1 or more; take the subset out")
-    if it.get("caption_separator", ",") != "," and it.get("shuffle_caption"):
+    if it.get("caption_separator", ",") != "," and it.get("shuffle_caption", reading.shuffle):
         raise ValueError(f"{where}: tags are told apart by commas, not {it['caption_separator']!r}; write them so")
     suffix = it.get("caption_extension")
     listing = it.get("metadata_file")
@@ -245,8 +245,8 @@ def _reading(where: str, it: Mapping[str, Any], reading: Reading) -> Reading:
         suffix=it.get("caption_suffix", ""),
         choices=it.get("enable_wildcard", False),
         fixed=it.get("keep_tokens_separator") or None,
-        shuffle=it.get("shuffle_caption", False),
-        keep=it.get("keep_tokens", 0),
+        shuffle=it.get("shuffle_caption", reading.shuffle),
+        keep=it.get("keep_tokens", reading.keep),
         dropout=dropout,
         look=tuple(_look(where, it)),
     )

@@ -69,6 +69,8 @@ def _read(run: Run, family: Family, path: str | list[str]) -> Rows:
             image_column=data.image_column,
             caption_column=data.caption_column,
             caption=data.caption,
+            shuffle=data.shuffle_caption,
+            keep=data.keep_tokens,
         )
     return conversations.read(path, data.root, limit=data.limit, split=data.split, image_column=data.image_column)
 
