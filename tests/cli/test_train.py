@@ -42,6 +42,31 @@ def test_a_run_from_the_command_line(anymix: Any, model: Path, tmp_path: Path) -
     assert json.loads(again.stdout)["step"] == 2
 
 
+def test_the_end_of_a_run_says_what_carries_its_alpha_to_other_programs(tmp_path: Path, capsys: Any) -> None:
+    """A file in diffusers' names has it in its header alone, where ComfyUI and A1111 do not look."""
+    from anymix.adapters import saving
+    from anymix.cli.train import _report
+    from anymix.train.loop import Outcome
+    from drawing_nets import trained
+
+    def told(**adapter: Any) -> str:
+        saving.save(trained("sd1", **adapter), tmp_path / "fox", "base")
+        _report(Outcome(tmp_path / "fox", 2, 2, "finished", 0.1, None, 0), False)
+        return capsys.readouterr().out
+
+    line = f"anymix export {tmp_path / 'fox'} --to kohya -o fox.safetensors"
+    assert "its alpha, 7.5, is not its rank, 3, and" in (said := told()) and line in said
+    assert "alpha" not in told(rank=3, alpha=3.0)
+    assert "alpha" not in told(kind="loha")  # is written with an alpha to each layer
+
+
+def test_a_file_of_prompts_is_read_before_anything_is_opened(anymix: Any, tmp_path: Path) -> None:
+    words = ("model.path=nowhere/at-all", f"data.path={tmp_path}", f"previews.prompts={tmp_path / 'none.txt'}")
+    for more in ((), ("--dry-run",)):
+        done = anymix("train", *words, *more)
+        assert "the prompt file" in str(done.exception) and "none.txt cannot be read" in str(done.exception)
+
+
 def test_mistakes_are_sentences(anymix: Any, tmp_path: Path) -> None:
     for words, sentence in (
         (["train"], "anymix train needs a recipe"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import anymix
 from anymix.adapters import lora
-from anymix.train import checkpoint
+from anymix.train import checkpoint, folder, prepare
 from anymix.train.dry_run import forecast
 
 
@@ -42,6 +43,68 @@ def test_a_run_that_needs_what_lies_in_its_folder_is_not_started_anew_there(reci
     with pytest.raises(ValueError, match="which this run needs, lies in it; give another train.out"):
         train(recipe("train.steps=1", "resume=never", f"data.path={inside}"))
     assert checkpoint.steps(Path(first.train.out))
+
+
+@pytest.mark.parametrize("section", [{"adapter": {"init": "{}"}}, {"dreambooth": {"class_path": "{}"}},
+                                     {"previews": {"prompts": "{}"}}, {"model": {"vae": "{}"}}])  # fmt: skip
+def test_nothing_a_run_reads_is_set_aside_before_it_is_read(section: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "it").mkdir(parents=True)
+    (out / "run.json").write_text(json.dumps({"status": "finished"}))
+    (name, keys), = section.items()
+    asked = {"model": {"path": "m"}, "data": {"path": "d"}, "train": {"out": str(out)}, "resume": "never"}
+    asked[name] = {**asked.get(name, {}), **{key: str(out / "it") for key in keys}}
+    with pytest.raises(ValueError, match=f"resume=never would set {out} aside, and {out / 'it'}, which this run needs"):
+        folder.begin(anymix.load(asked), print)
+    assert (out / "it").is_dir()
+
+
+def test_class_pictures_are_kept_when_a_run_starts_anew(tmp_path: Path) -> None:
+    """Drawing a hundred takes longer than many a run, and people put their own there."""
+    out = tmp_path / "out"
+    said: list[str] = []
+
+    def begin(prompt: str) -> None:
+        tree = {"model": {"path": "m"}, "train": {"out": str(out)}, "resume": "never"}
+        run = anymix.load({**tree, "dreambooth": {"class_prompt": prompt}})
+        folder.begin(run, said.append)
+        out.mkdir(exist_ok=True)
+        state = {"status": "finished", "run": run.model_dump(mode="json")}
+        (out / "run.json").write_text(json.dumps(state))
+
+    begin("a dog")
+    (out / "class").mkdir()
+    (out / "class" / "own.png").write_text("a dog of ours")
+    begin("a dog")
+    assert (out / "class" / "own.png").read_text() == "a dog of ours"
+    assert said[-1] == f"but for its class pictures, which are those of this run too: {out / 'class'}"
+    begin("a cat")  # of another class: they stay with the run they were drawn for
+    assert not (out / "class").exists()
+    assert (tmp_path / "out.old-2" / "class" / "own.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["data.path=rows/none.jsonl"], "there is no data file rows/none.jsonl"),
+        (["data.val=none.jsonl"], "there is no data file none.jsonl"),
+        (["data.root=/nowhere"], "data.root = /nowhere is no folder"),
+        (["adapter.init=none.safetensors"], "there is no none.safetensors"),
+        (["dreambooth.class_path=/dev/null/class"], "dreambooth.class_path = /dev/null/class is no folder"),
+        (["train.optimizer=lion.Lyon"], "train.optimizer = lion.Lyon: neither adamw"),
+        (["train.trackers=[swanlab]"], "train.trackers names swanlab, which is not installed"),
+    ],
+)
+def test_what_is_cheap_to_tell_is_told_before_anything_is_opened(
+    words: list[str], sentence: str, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before an earlier run is set aside."""
+    monkeypatch.setitem(sys.modules, "swanlab", None)
+    for module, name in ((prepare, "open_model"), (folder, "begin")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("it is late"))
+    with pytest.raises(ValueError, match=sentence) as told:
+        train(recipe(*words))
+    assert "\n" not in str(told.value)
 
 
 def test_models_are_only_read(recipe: Any, model: Path) -> None:

@@ -273,6 +273,33 @@ def test_a_key_of_another_objective_is_refused(draw: Draw, key: str) -> None:
         train(draw(key))
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["objective.shift=1.0"], "objective.shift is of rectified flow"),
+        (["data.resolution=100", "data.buckets=false"], "data.resolution = 100 is no multiple of .* 8; give 96"),
+        (["data.bucket_step=3"], "data.bucket_step = 3 is no multiple"),
+        (["adapter.targets=[unet.*.to_qq]"], r"adapter target unet\.\*\.to_qq matches no module"),
+        (["train.lr_by={vae.*: 1}"], r"train.lr_by: vae\.\* matches no parameter"),
+        (["train.optimizer_args={beta: 1}"], "correct train.optimizer_args"),
+    ],
+)
+def test_what_a_model_cannot_do_is_told_before_anything_is_drawn_or_encoded(
+    words: list[str], sentence: str, draw: Draw, monkeypatch: Any
+) -> None:
+    from anymix.train import pictures
+
+    monkeypatch.setattr(pictures.encode, "fill", lambda *_: pytest.fail("it is late"))
+    prior = {} if words[0].startswith("train") else {"dreambooth": {"class_prompt": "a thing"}}
+    with pytest.raises(ValueError, match=sentence):
+        train(draw(*words, **prior), draw_class=lambda *_: pytest.fail("it is late"))
+
+
+def test_tags_are_shuffled_where_a_recipe_says_so(draw: Draw) -> None:
+    ready = _ready(draw("data.shuffle_caption=true", "data.keep_tokens=1"))
+    assert (ready.rows[0].shuffle, ready.rows[0].keep) == (True, 1)
+
+
 def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path) -> None:
     """White everywhere is no mask at all; a corner alone has another error than the whole."""
     found = {}

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,6 +40,7 @@ def train(
     if file is None and not words:
         raise ValueError("anymix train needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
     run = config.load(file, words)
+    _check_previews(run)
     if dry_run:
         _forecast(run, as_json)
     elif run.nproc > 1 and "WORLD_SIZE" not in os.environ:
@@ -47,6 +49,14 @@ def train(
         raise typer.Exit(ranks.launch(["-m", "anymix", *sys.argv[1:]], run.nproc))
     else:
         _report(_train(run, as_json), as_json)
+
+
+def _check_previews(run: Run) -> None:
+    """A file of prompts is read now, not once the model is open and everything encoded."""
+    if isinstance(run.previews.prompts, str):
+        from anymix.engines.prompts import read_prompts
+
+        read_prompts(run.previews.prompts)
 
 
 def _print_keys() -> None:
@@ -108,8 +118,22 @@ def _report(outcome: Outcome, as_json: bool) -> None:
         typer.echo("the same command goes on from here")
     elif any((outcome.out / name).exists() for name in ("model_index.json", "pytorch_lora_weights.safetensors")):
         typer.echo(f'next: anymix generate {outcome.out} "..." -o picture.png')
+        _say_alpha(outcome.out)
     else:
         typer.echo(f'next: anymix chat {outcome.out} --image a.jpg "..."')
+
+
+def _say_alpha(out: Path) -> None:
+    """A file in diffusers' names holds alpha in its header alone, and others than diffusers take the rank for it."""
+    from anymix.adapters import reading
+
+    file = out / reading.WEIGHTS
+    said = reading.read_header(file) if file.is_file() else {}
+    if reading.METADATA in said and said.get("rank") != said.get("alpha"):
+        typer.echo(
+            f"its alpha, {said['alpha']}, is not its rank, {said['rank']}, and of other programs diffusers alone reads it "
+            f"from this file; for ComfyUI, A1111 and others: anymix export {out} --to kohya -o {out.name}.safetensors"
+        )
 
 
 def _forecast(run: Run, as_json: bool) -> None:

@@ -9,16 +9,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from anymix.config import Run
 from anymix.train import checkpoint
 
 DONE = ("finished", "early stop")
+CLASS = "class"  # where class pictures are drawn unless the recipe says otherwise
 OURS = (
     "metrics.jsonl",
     "checkpoints",
     "best",
-    "class",
+    CLASS,
     "tensorboard",
     "wandb",
     "swanlab",
@@ -74,12 +76,34 @@ def _start_over(out: Path, run: Run, say: Callable[[str], None]) -> None:
         )
     if run.resume != "never":
         return  # it was cut off before its first checkpoint: nothing of it is worth keeping
-    used = [run.model.path, *([run.data.path] if isinstance(run.data.path, str) else run.data.path)]
-    inside = next((p for p in used if out.resolve() in (Path(p).resolve(), *Path(p).resolve().parents)), None)
+    inside = next((p for p in _used(run) if out.resolve() in (p.resolve(), *p.resolve().parents)), None)
     if inside is not None:
         raise ValueError(f"resume=never would set {out} aside, and {inside}, which this run needs, lies in it; "
                          "give another train.out")  # fmt: skip
-    say(f"the run that was in {out} is now in {set_aside(out)}")
+    before = _class_prompt(out)
+    aside = set_aside(out)
+    say(f"the run that was in {out} is now in {aside}")
+    if run.dreambooth is not None and run.dreambooth.class_prompt == before and (aside / CLASS).is_dir():
+        out.mkdir()
+        (aside / CLASS).rename(out / CLASS)
+        say(f"but for its class pictures, which are those of this run too: {out / CLASS}")
+
+
+def _used(run: Run) -> list[Path]:
+    """What lies on this machine that a run reads, but for class pictures in the folder they are in by default."""
+    asked, model = run.dreambooth, run.model
+    named = [model.path, model.unet, model.transformer, model.vae, model.tokenizer, model.text_encoders, run.data.root]
+    named += [run.data.path] if isinstance(run.data.path, str) else run.data.path
+    named += [text for text in (run.data.val, run.previews.prompts) if isinstance(text, str)]
+    named += [run.adapter.init if run.adapter else None, asked.class_path if asked else None]
+    found = [Path(name).expanduser() for name in named if name]
+    return [path for path in found if path.exists() and path.resolve() != (Path(run.train.out) / CLASS).resolve()]
+
+
+def _class_prompt(out: Path) -> str | None:
+    """Of which class the pictures in the folder of an earlier run are."""
+    asked = (_written(out).get("run") or {}).get("dreambooth") or {}
+    return asked.get("class_prompt")
 
 
 def set_aside(folder: Path) -> Path:
@@ -90,10 +114,16 @@ def set_aside(folder: Path) -> Path:
 
 
 def _status(out: Path) -> str:
+    return str(_written(out).get("status", "unknown"))
+
+
+def _written(out: Path) -> dict[str, Any]:
+    """run.json of an earlier run; {} where there is none that can be read."""
     try:
-        return str(json.loads((out / "run.json").read_text(encoding="utf-8")).get("status"))
+        tree = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "unknown"
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _set_newer_aside(out: Path, found: Path, say: Callable[[str], None]) -> None:

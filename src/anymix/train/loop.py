@@ -21,7 +21,7 @@ from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
 from anymix.families.contract import Batch, ImageFamily
-from anymix.train import checkpoint, folder, metrics, optim, pictures
+from anymix.train import checkpoint, early, folder, metrics, optim, pictures
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
@@ -91,6 +91,7 @@ def train(
         raise ValueError(
             f"nproc = {run.nproc} needs that many processes: use `anymix train` or torchrun, or set nproc=1"
         )
+    early.check(run)
     device = pick(run.device, ranks.here().local_rank)
     with ranks.session(device) as me:
         tell = say if me.is_main else _nothing

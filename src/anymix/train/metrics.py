@@ -5,13 +5,14 @@ Numbers by name, and pictures by name: files with a caption, which the journal p
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -105,7 +106,18 @@ def open_tracker(name: str, out: Path, run: Mapping[str, Any]) -> Tracker:
     try:
         return {"tensorboard": _tensorboard, "wandb": _wandb, "swanlab": _swanlab}[name](out, run)
     except ImportError:
-        raise ValueError(f"train.trackers names {name}, which is not installed; pip install 'anymix[track]'") from None
+        raise ValueError(_missing(name)) from None
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a dashboard whose package is missing; none is imported."""
+    for name in names:
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
+            raise ValueError(_missing(name))
+
+
+def _missing(name: str) -> str:
+    return f"train.trackers names {name}, which is not installed; pip install 'anymix[track]'"
 
 
 class _Calls:

@@ -69,6 +69,12 @@ def _built(net: nn.Module, config: Train, device: Device) -> torch.optim.Optimiz
     return made
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for an optimizer there is not."""
+    if name.lower() not in ("adamw", "adafactor", "sgd"):
+        _imported(name)
+
+
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:

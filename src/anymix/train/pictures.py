@@ -32,6 +32,7 @@ from anymix.objectives import diffusion, flow
 from anymix.objectives.diffusion import Diffusion
 from anymix.objectives.flow import Flow
 from anymix.train import encode
+from anymix.train.folder import CLASS
 
 if TYPE_CHECKING:
     from anymix.train.gathering import Gathered
@@ -140,7 +141,7 @@ def captions_of(rows: object) -> Rows:
 def class_folder(run: Run) -> Path:
     """Where the class pictures of a run lie."""
     assert run.dreambooth is not None, "asked of runs with prior preservation"
-    return Path(run.dreambooth.class_path or Path(run.train.out) / "class")
+    return Path(run.dreambooth.class_path or Path(run.train.out) / CLASS)
 
 
 def order(run: Run, verdict: Verdict, split: Split, say: Say) -> Bucketed:

@@ -17,7 +17,7 @@ from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
 from anymix.families.contract import Family, ImageFamily
-from anymix.train import freezing, gathering, optim, pictures
+from anymix.train import early, freezing, gathering, optim, pictures
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
 
@@ -62,9 +62,10 @@ def prepare(
     """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong.
 
     `draw_class` draws class pictures where a recipe asks for more than there are."""
-    _ask_for(run)
+    early.check(run)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
+    _check(run, family)
     found, dtype = gathering.gather(run, family, me, say), compute_dtype(run.model.dtype, device)
     if isinstance(family, ImageFamily):
         pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
@@ -78,11 +79,12 @@ def prepare(
     split = Split(run.train.batch, run.train.accumulate, me.rank, me.world)
     steps = run.train.steps or split.steps(len(found.rows), run.train.epochs)
     order: Stream = Order(len(found.rows), run.train.seed, run.data.shuffle)
+    optimizer = optim.build(family.net, run.train, device)
     if isinstance(family, ImageFamily):
         found = pictures.beside(run, family, found)
         order = pictures.order(run, found.verdict, split, say)
         pictures.encode_once(run, family, found, device, dtype, me, say)
-    stepper = _stepper(run, family, device, dtype, me)
+    stepper = _stepper(run, family, optimizer, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(found, split, steps))
     return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
@@ -94,12 +96,6 @@ def _digest(rows: Rows) -> str:
     for index in range(len(rows)):
         found.update(Path(rows.key(index)).name.encode())
     return found.hexdigest()
-
-
-def _ask_for(run: Run) -> None:
-    for key, value in (("model.path", run.model.path), ("data.path", run.data.path)):
-        if not value:
-            raise ValueError(f"{key} is not set; put it in the recipe or add {key}=... to the command")
 
 
 def open_model(run: Run) -> Family:
@@ -114,6 +110,15 @@ def open_model(run: Run) -> Family:
     if model.scratch:
         pictures.begin_anew(family)
     return family
+
+
+def _check(run: Run, family: Family) -> None:
+    """Names and sizes against the model, before rows are read, class pictures drawn or anything encoded."""
+    asked = run.adapter
+    if asked is not None and asked.init is None:
+        targets.match(family.net, targets.patterns(asked, family.lora_targets))
+    if isinstance(family, ImageFamily):
+        family.codec.training(pictures.plan(run, family))
 
 
 def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
@@ -133,10 +138,12 @@ def _checkpoint_activations(run: Run, family: Family) -> None:
     family.checkpoint_activations(parts)
 
 
-def _stepper(run: Run, family: Family, device: Device, dtype: torch.dtype, me: ranks.Ranks) -> Stepper:
+def _stepper(
+    run: Run, family: Family, optimizer: torch.optim.Optimizer, device: Device, dtype: torch.dtype, me: ranks.Ranks
+) -> Stepper:
     return Stepper(
         step=ranks.wrap(Step(family), device),
-        optimizer=optim.build(family.net, run.train, device),
+        optimizer=optimizer,
         scaler=grad_scaler(device, dtype == torch.float16),
         device=device,
         dtype=dtype,
