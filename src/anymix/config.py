@@ -148,9 +148,7 @@ class Previews(Section):
 class Adapter(Section):
     kind: Literal["lora", "loha", "lokr"] = _key("lora", "LoRA, or one of its relatives for models that draw")
     rank: Positive | None = _key(16, "rank of the LoRA matrices; null: that of adapter.init, or 16")
-    alpha: float | None = _key(
-        None, "LoRA scale is alpha / rank; default: 2 * rank, or that of adapter.init", gt=0
-    )
+    alpha: float | None = _key(None, "LoRA scale is alpha / rank; default: 2 * rank, or that of adapter.init", gt=0)
     dropout: Share = _key(0.0, "dropout on the input of the LoRA matrices")
     parts: list[Literal["language", "vision", "denoiser", "text"]] | None = _key(
         None,
@@ -160,7 +158,7 @@ class Adapter(Section):
         None, "full-match patterns of module names instead of `parts`; * is any run of characters"
     )
     init: str | None = _key(
-        None, "an adapter to go on from, of its rank, alpha and layers: a folder, a LoRA file, what train wrote, a hub id"
+        None, "an adapter to go on from, of its rank, alpha and layers: folder, LoRA file, what train wrote, hub id"
     )
     dora: bool = _key(False, "weight-decomposed LoRA (DoRA)")
 

@@ -22,7 +22,7 @@ def kohya(path: Path, layer: str, rows: int, columns: int) -> Path:
 @pytest.mark.parametrize(
     ("layer", "rows", "columns", "modules"),
     [
-        ("23_x_block_attn_proj", 1536, 1536, ["transformer.transformer_blocks.23.attn.to_out.0"]),  # SD3, and 3.5 medium
+        ("23_x_block_attn_proj", 1536, 1536, ["transformer.transformer_blocks.23.attn.to_out.0"]),  # SD3
         ("3_x_block_attn2_proj", 1536, 1536, ["transformer.transformer_blocks.3.attn2.to_out.0"]),  # 3.5 medium
         ("3_x_block_adaLN_modulation_1", 9 * 1536, 1536, ["transformer.transformer_blocks.3.norm1.linear"]),
         ("3_x_block_attn_proj", 2432, 2432, ["transformer.transformer_blocks.3.attn.to_out.0"]),  # 3.5 large

@@ -94,7 +94,7 @@ def test_init_takes_any_form(form: str, tmp_path: Path) -> None:
         ({"alpha": 3.0}, "adapter.alpha is 3.0 but .* has 7.5"),
         ({"kind": "loha"}, "adapter.kind is loha but .* has lora"),
         ({"dora": True}, "adapter.dora is True but .* has False"),
-        ({"targets": ATTENTION["sd1"]}, "adapter.targets chooses other layers .*add adapter.targets=null to take those"),
+        ({"targets": ATTENTION["sd1"]}, "adapter.targets chooses other layers .*add adapter.targets=null to take"),
         ({"parts": ["denoiser"]}, "adapter.parts chooses other layers .*add adapter.parts=null to take those"),
     ],
 )

@@ -60,6 +60,25 @@ def test_a_wrong_folder_is_told_before_a_model_is_read(anymix, tmp_path):
     assert "there is no folder" in str(run.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch", 0], "batch = 0, expected at least 1"),
+        (["-o", "x.csv"], "end it in .jsonl"),
+        (["-o", "/dev/null/x.jsonl"], "--out /dev/null/x.jsonl lies under /dev/null, which is no folder"),
+        (["-o", "torn.jsonl"], "torn.jsonl:1 is no line of a metadata.jsonl"),
+        ([], "set cannot be written into; write the captions elsewhere: --out metadata.jsonl"),
+    ],
+)
+def test_where_captions_cannot_go_is_told_before_a_model_is_read(anymix, at, monkeypatch, words, sentence):
+    monkeypatch.chdir(at)
+    (at / "torn.jsonl").write_text("no json\n{}\n")
+    monkeypatch.setattr("os.access", lambda path, mode: path != str(at))
+    run = anymix("caption", at, "-m", at / "no model", *words)
+    assert isinstance(run.exception, ValueError) and sentence in str(run.exception)
+    assert not (at / "x.csv").exists()
+
+
 def test_the_model_in_the_package_captions_without_a_network(anymix, at):
     run = anymix(
         "caption", at, "-m", "starter:internvl2", "-p", "What colour is the shape?", "--device", "cpu", "--json"

@@ -138,6 +138,63 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
     assert any(name.startswith("diffusion_model.") for name in load_file(target))
 
 
+def test_nothing_is_left_of_a_file_that_does_not_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = pipeline(tmp_path / "base", "sd1")
+    formats.write(trained("sd1"), tmp_path / "a.safetensors", "diffusers", base)
+    (tmp_path / "b.safetensors").write_bytes(b"of before")
+    whole = reading.read
+
+    def read(net: Any, path: Path) -> Any:
+        found = whole(net, path)
+        if path.name.startswith("."):
+            found.updates.popitem()
+        return found
+
+    monkeypatch.setattr(reading, "read", read)
+    words = ("export", tmp_path / "a.safetensors", "--to", "kohya", "-o", tmp_path / "b.safetensors", "--overwrite")
+    with pytest.raises(ValueError, match="does not read back as what it holds"):
+        run(*words)
+    assert (tmp_path / "b.safetensors").read_bytes() == b"of before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "base"]
+
+
+def test_a_base_that_is_given_is_the_one_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The one the file names may be gone; where the new one has other weights, that is told."""
+    base, moved = pipeline(tmp_path / "base", "sd1"), pipeline(tmp_path / "moved", "sd1")
+    save_file({"weight": torch.ones(3)}, moved / "unet" / "diffusion_pytorch_model.safetensors")
+    formats.write(trained("sd1"), tmp_path / "a.safetensors", "diffusers", base)
+    run("export", tmp_path / "a.safetensors", "--to", "kohya", "-o", tmp_path / "b.safetensors", "--base", moved)
+    said = header(tmp_path / "b.safetensors")
+    assert (said["base_model"], said["ss_sd_model_name"]) == (str(moved), "moved")
+    assert said["base_fingerprint"] != header(tmp_path / "a.safetensors")["base_fingerprint"]
+    assert "was trained on other weight files than those in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--preview", "none.png"), "there is no picture none.png; check the path of --preview"),
+        (("--preview", "notes.txt"), "a preview is a PNG, JPEG or WebP picture"),
+        (
+            ("-o", "notes.txt/b.safetensors"),
+            "notes.txt/b.safetensors lies under .*notes.txt, which is no folder",
+        ),
+        (("-o", "base.safetensors"), "--output base.safetensors is a folder, expected a file"),
+    ],
+)
+def test_what_is_cheap_to_tell_is_told_first(
+    words: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline(tmp_path / "base.safetensors", "sd1")
+    (tmp_path / "notes.txt").write_text("mine")
+    formats.write(trained("sd1"), tmp_path / "a.safetensors", "diffusers", "base.safetensors")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=sentence):
+        run("export", "a.safetensors", "--to", "kohya", "-o", "b.safetensors", *words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_merge_takes_lora_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The family's own save is asked for its own layout, with the LoRA in the weights."""
     base, made = pipeline(tmp_path / "base", "sdxl"), trained("sdxl")
@@ -157,5 +214,9 @@ def test_merge_takes_lora_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"merged {len(lora.adapted(made))} layers" in told and "anymix generate" in told
     with pytest.raises(ValueError, match="for the names of other programs use anymix export"):
         run("merge", tmp_path / "out", "-o", tmp_path / "x", "--as-adapter")
+    for layout in ("native", "original"):
+        with pytest.raises(ValueError, match="--layout is for models that talk: one that draws is written as"):
+            run("merge", tmp_path / "out", "-o", tmp_path / "x", "--layout", layout)
+    assert len(saved) == 1
     with pytest.raises(ValueError, match="is the adapter folder itself"):
         run("merge", tmp_path / "out", "-o", tmp_path / "out")

@@ -126,6 +126,34 @@ def test_what_is_wrong_is_a_sentence(anymix, tmp_path, words, sentence):
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--scheduler", "plms"], "'plms' is not known for this model; use one of euler"),
+        (["--width", 33], "the size 33x32 is not in steps of 2 pixels"),
+        (["--lora", "gone.safetensors:0.5"], "there is no gone.safetensors"),
+        (["--lora", folder("sdxl") / "unet" / "diffusion_pytorch_model.safetensors"], "is no LoRA file"),
+        (["--vae", "gone"], "there is no folder gone"),
+        (["-o", "/dev/null/x.png"], "--output /dev/null/x.png lies under /dev/null, which is no folder"),
+        (["-o", "/closed/x.png"], "--output /closed/x.png cannot be written, as / is closed to you"),
+        (["-o", "/closed"], "--output /closed/00001.png cannot be written, as / is closed to you"),
+    ],
+)
+def test_what_is_cheap_to_tell_is_told_before_weights_are_read(anymix, tmp_path, monkeypatch, words, sentence):
+    from anymix.engines import drawing
+
+    monkeypatch.setattr(drawing, "opened", lambda *_, **__: pytest.fail("it is late"))
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "/")
+    more = [] if "-o" in words else ["-o", tmp_path / "x.png"]
+    run = anymix("generate", folder("sdxl"), "a cat", "--device", "cpu", "--height", 32, *more, *words)
+    assert isinstance(run.exception, ValueError) and sentence in str(run.exception), run.exception
+
+
+def test_a_chat_model_is_told_so_at_once(anymix, model, tmp_path):
+    run = anymix("generate", model, "a cat", "-o", tmp_path / "x.png", "--device", "cpu")
+    assert "of the family internvl2, which does not draw" in str(run.exception)
+
+
 def test_a_lora_may_carry_its_weight(tmp_path):
     odd = tmp_path / "a:0.5"
     odd.write_text("")

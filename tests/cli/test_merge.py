@@ -96,6 +96,9 @@ def test_as_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert "language_model.model.layers.0.attention.wqkv" in config["target_modules"]
     assert config["base_model_name_or_path"] == str(base) and config["modules_to_save"] == ["mlp1.1"]
     assert "18 layers" in told and "linear_1 whole; a server that takes LoRA only" in told
+    for option in (("--dtype", "fp16"), ("--layout", "native")):
+        with pytest.raises(ValueError, match=f"{option[0]} is for merged weights, and --as-adapter writes an adapter"):
+            run(adapter, "-o", tmp_path / "else", "--as-adapter", *option)
     run(adapter, "-o", tmp_path / "native", "--layout", "native")
     with pytest.raises(ValueError, match="native layout; pass --base"):
         run(adapter, "-o", tmp_path / "again", "--as-adapter", "--base", tmp_path / "native")

@@ -95,8 +95,8 @@ def test_of_a_list_and_a_caption_file_the_list_is_read_and_that_is_told(tmp_path
     (at / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     rows = read(str(at))
     assert _texts(rows) == [("a of the list",), ("c of the list",), ("of its own",)]
-    said = "1 pictures have a caption in metadata.jsonl and a caption file beside them; the list is read, the files are not"
-    assert any(note == f"{at}: {said} (a.png)" for note in check_pictures(rows, LOOK).notes)
+    said = "1 pictures have a caption in metadata.jsonl and a caption file beside them; the list is read"
+    assert any(note == f"{at}: {said}, the files are not (a.png)" for note in check_pictures(rows, LOOK).notes)
 
 
 @pytest.mark.parametrize(

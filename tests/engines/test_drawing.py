@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
 import anymix
-from anymix.adapters import formats, lora
+from anymix.adapters import elsewhere, formats, lora, reading
 from anymix.config import Adapter
 from anymix.engines.drawing import pairs
 from anymix.families import open_folder
@@ -92,6 +92,25 @@ def test_it_is_what_the_pipeline_draws_with_them(parts):
 def test_a_part_that_is_the_same_is_refused(name):
     with pytest.raises(ValueError, match=f"^{name} = .* has the very weights .* has already .*; leave {name} out"):
         anymix.open_image(folder("sdxl"), "cpu", **{name: folder("sdxl")})
+
+
+def test_a_model_without_a_part_takes_that_of_another(base, parts, tmp_path):
+    """Its own has nothing to be compared with; of two parts given, the other is compared all the same."""
+    copy = shutil.copytree(folder("sdxl"), tmp_path / "copy")
+    shutil.rmtree(copy / "vae")
+    engine = anymix.open_image(copy, "cpu", vae=parts / "vae")
+    assert engine.hashes["vae"] != base.hashes["vae"] and engine.hashes["unet"] == base.hashes["unet"]
+    with pytest.raises(ValueError, match="^unet = .* has the very weights .* has already"):
+        anymix.open_image(copy, "cpu", vae=parts / "vae", unet=folder("sdxl"))
+
+
+def test_an_adapter_trained_with_another_vae_opens_with_it_or_the_models_own(base, parts, adapter, tmp_path):
+    header = {**reading.read_header(adapter), **elsewhere.entries({"vae": str(parts / "vae")})}
+    save_file(load_file(adapter), tmp_path / "a.safetensors", header)
+    engine = anymix.open_image(tmp_path / "a.safetensors", "cpu")
+    assert engine.hashes["vae"] != base.hashes["vae"]
+    own = anymix.open_image(tmp_path / "a.safetensors", "cpu", vae=folder("sdxl"))
+    assert own.hashes["vae"] == base.hashes["vae"]
 
 
 def test_a_part_the_model_does_not_have_is_refused(parts):

@@ -51,7 +51,7 @@ def test_nothing_a_run_reads_is_set_aside_before_it_is_read(section: Any, tmp_pa
     out = tmp_path / "out"
     (out / "it").mkdir(parents=True)
     (out / "run.json").write_text(json.dumps({"status": "finished"}))
-    (name, keys), = section.items()
+    ((name, keys),) = section.items()
     asked = {"model": {"path": "m"}, "data": {"path": "d"}, "train": {"out": str(out)}, "resume": "never"}
     asked[name] = {**asked.get(name, {}), **{key: str(out / "it") for key in keys}}
     with pytest.raises(ValueError, match=f"resume=never would set {out} aside, and {out / 'it'}, which this run needs"):

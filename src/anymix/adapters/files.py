@@ -55,7 +55,7 @@ def write(
     shards.write(folder, {name: t.cpu() for name, t in tensors.items()}, WEIGHTS, header)
     values = {
         **settings,
-        "base_model_name_or_path": _recorded(base),
+        "base_model_name_or_path": recorded(base),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": whole(settings["lora_alpha"]),
@@ -66,9 +66,9 @@ def write(
 
 def about_base(base: str | Path) -> dict[str, str]:
     """Header entries that name the model under an adapter, and tell its weights from others where they lie here."""
-    found = _local(base)
+    found = local(base)
     print_of = {FINGERPRINT: fingerprint(found)} if found else {}
-    return {"anymix": anymix.__version__, "base_model": _recorded(base), **print_of}
+    return {"anymix": anymix.__version__, "base_model": recorded(base), **print_of}
 
 
 def whole(alpha: float) -> float | int:
@@ -167,7 +167,7 @@ def _pieces(header: bytes, size: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def _local(base: str | Path) -> Path | None:
+def local(base: str | Path) -> Path | None:
     """The base model, a folder or one file, where it lies on this machine; never the network."""
     if not str(base):
         return None
@@ -176,7 +176,7 @@ def _local(base: str | Path) -> Path | None:
     return next((path for path in (folder, *candidates) if path.is_dir() or path.is_file()), None)
 
 
-def _recorded(base: str | Path) -> str:
+def recorded(base: str | Path) -> str:
     """A local model by its absolute path, so that the adapter may move; a hub id as it is."""
     local = Path(base).expanduser()
     return os.path.abspath(local) if str(base) and local.exists() else str(base)

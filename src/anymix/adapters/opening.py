@@ -6,7 +6,6 @@ names. Nothing is merged, and neither folder is written to.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from anymix.adapters import files, loading, lora, reading
+from anymix.adapters import elsewhere, files, loading, lora, reading
 from anymix.device import Device, pick
 from anymix.families import open_folder
 from anymix.families.common.folders import looks_like_id, resolve
@@ -50,9 +49,10 @@ def open_family(
     adapter = find_adapter(path)
     if adapter is not None:
         under = base_of(adapter, base)
-        trained = json.loads(_header(adapter).get("codec", "{}"))  # the template it was trained in
-        family = open_folder(under, picked.handle, kind, **{**trained, **options})
-        _compare(adapter, under)
+        trained = elsewhere.found(adapter, header(adapter), options)  # the template too, where it talks
+        family = open_folder(under, picked.handle, kind, **trained)
+        compare(adapter, under)
+        elsewhere.compare(adapter, header(adapter), trained)
         if adapter.is_file():
             loading.load_file(family.net, adapter)
         else:
@@ -74,7 +74,8 @@ def find_adapter(path: str | Path) -> Path | None:
     return folder if files.is_adapter(folder) else reading.find(folder)
 
 
-def _header(adapter: Path) -> dict[str, str]:
+def header(adapter: Path) -> dict[str, str]:
+    """What an adapter's folder or file says of itself."""
     return reading.read_header(adapter) if adapter.is_file() else files.read_header(adapter)
 
 
@@ -115,13 +116,14 @@ def _recorded(adapter: Path) -> tuple[str, str]:
     """The model an adapter names, and what a file of another program says of it in words."""
     if not adapter.is_file():
         return str(read_json(adapter / files.CONFIG).get("base_model_name_or_path") or ""), ""
-    header = _header(adapter)
-    known = header.get("ss_sd_model_name")
-    return header.get("base_model", ""), f" but for the name {known}" if known else ""
+    said = header(adapter)
+    known = said.get("ss_sd_model_name")
+    return said.get("base_model", ""), f" but for the name {known}" if known else ""
 
 
-def _compare(adapter: Path, base: Path) -> None:
-    recorded = _header(adapter).get(files.FINGERPRINT)
+def compare(adapter: Path, base: Path) -> None:
+    """Warn where the weights under an adapter are others than those it was trained on."""
+    recorded = header(adapter).get(files.FINGERPRINT)
     if recorded and recorded != files.fingerprint(base):
         log.warning("%s was trained on other weight files than those in %s: its answers may differ", adapter, base)
 

@@ -35,7 +35,8 @@ PUBLISHED = {
 }
 # what SD3.5 has otherwise than SD3 (stabilityai/stable-diffusion-3.5-medium and -large, transformer/config.json)
 MEDIUM = {"dual_attention_layers": list(range(13)), "qk_norm": "rms_norm", "pos_embed_max_size": 384}
-LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+WIDE = 38 * 64
+LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": WIDE, "qk_norm": "rms_norm"}
 _BLOCK = re.compile(r"(?:joint|transformer)_blocks[._](\d+)[._]")
 
 
@@ -89,10 +90,11 @@ def _transformer(shapes: Mapping[str, tuple[int, ...]], checkpoint: Path | None)
 
     SD3.5-large is wider and deeper, SD3.5-medium attends twice in its first blocks."""
     if checkpoint is not None:
-        return shape_of_sd3(checkpoint, read_json(PUBLISHED["SD3"] / "transformer" / "config.json")["attention_head_dim"])
+        usual = read_json(PUBLISHED["SD3"] / "transformer" / "config.json")
+        return shape_of_sd3(checkpoint, usual["attention_head_dim"])
     deepest = max((int(found[1]) for name in shapes if (found := _BLOCK.search(name))), default=0)
     edges = {edge for shape in shapes.values() for edge in shape}
-    if deepest > 23 or any(edge and edge % LARGE["caption_projection_dim"] == 0 for edge in edges):
+    if deepest > 23 or any(edge and edge % WIDE == 0 for edge in edges):
         return LARGE
     twice = any("attn2" in name for name in shapes) or 9 * 1536 in edges  # modulating two attentions takes nine rows
     return MEDIUM if twice else {}

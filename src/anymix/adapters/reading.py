@@ -99,7 +99,7 @@ def find(path: str | Path) -> Path | None:
 
 
 def place(path: str | Path) -> Path:
-    """Where an adapter lies: a path as it is, a hub id wherever it is found. Raises ValueError for an id that is not."""
+    """Where an adapter lies: a path as it is, a hub id wherever it is found. Raises ValueError where it is not."""
     here = Path(path).expanduser()
     return resolve(path) if not here.exists() and looks_like_id(os.fspath(path)) else here
 
@@ -197,8 +197,8 @@ class _Reader:
             tail = _tail(name)
             if name.startswith("bundle_emb."):
                 raise ValueError(
-                    f"{self.path} brings a word of its own, {name.split('.')[1]}, as a textual-inversion embedding, which "
-                    "anymix does not read; save the LoRA without it (OneTrainer: without bundled embeddings)"
+                    f"{self.path} brings a word of its own, {name.split('.')[1]}, as a textual-inversion embedding, "
+                    "which anymix does not read; save the LoRA without it (OneTrainer: without bundled embeddings)"
                 )
             if tail is None:
                 what = next((what for tails, what in UNREAD.items() if name.endswith(tails)), None)

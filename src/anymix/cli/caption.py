@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anymix.cli import options
+from anymix.cli import options, outputs
 from anymix.cli.bars import bar
 
 if TYPE_CHECKING:
@@ -63,7 +64,14 @@ def caption(
     question = captions.QUESTION if prompt is None else prompt
     if not question.strip():
         raise ValueError("the prompt is empty; write what is to be asked of every picture, or leave --prompt out")
-    captions.pictures_of(folder)
+    found = captions.pictures_of(folder)
+    if batch < 1:
+        raise ValueError(f"batch = {batch}, expected at least 1")
+    if out is None:
+        captions.Beside(found)  # which refuses folders that are closed
+    else:
+        captions.check_list(Path(out))
+        outputs.refuse_closed("--out", Path(out))
 
     from anymix.engines import open_chat
 

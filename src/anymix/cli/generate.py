@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anymix.cli import options
+from anymix.cli import options, outputs
 from anymix.cli.bars import bar
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def generate(
     parts |= {"tokenizer": tokenizer, "text_encoders": text_encoders}
     loras = [_lora(word) for word in lora or []]
 
-    from anymix.engines import open_image
+    from anymix.engines import drawing, open_image
+
+    drawing.check(model, wanted, how, loras, base, **parts)
 
     engine = open_image(model, device, dtype, lora=loras, base=base, **parts)
     _note(_opened(engine))
@@ -126,6 +128,7 @@ def _paths(output: Path, count: int, overwrite: bool) -> list[Path]:
         if output.exists() and not output.is_dir():
             raise ValueError(f"--output {output} is a file, expected a folder, or a name that ends in .png")
         paths = [output / f"{n:05d}.png" for n in range(1, count + 1)]
+    outputs.refuse_closed("--output", paths[0])
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
         raise ValueError(f"{there[0]} is there already; give another --output, or add --overwrite")

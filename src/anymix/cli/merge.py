@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anymix.cli import outputs
+
 if TYPE_CHECKING:
     from anymix.families.contract import Family
 
@@ -16,8 +18,9 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Model under the adapter; default: the one it names.")] = None,
     layout: Annotated[
-        str, typer.Option(help="original (as released, what servers open) or native (-hf).")
-    ] = "original",
+        str | None,
+        typer.Option(help="Of a model that talks: original (default; as released, what servers open) or native (-hf)."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="bf16, fp16 or fp32; default: as in the base model's files.")
     ] = None,
@@ -42,12 +45,29 @@ def merge(
         )
     under = base_of(found, base)
     _refuse_output(output, found, under, overwrite)
+    _refuse_unused(found, layout, dtype, as_adapter)
     family = open_family(found, "cpu", dtype, base=under)
     if as_adapter:
         _write_adapter(family, output)
     else:
         typer.echo(f"merging {found} into {under}")
-        _write_merged(family, output, layout, dtype)
+        _write_merged(family, output, layout or "original", dtype)
+
+
+def _refuse_unused(adapter: Path, layout: str | None, dtype: str | None, as_adapter: bool) -> None:
+    """What an adapter's kind has no use for is not passed over."""
+    from anymix.adapters import files
+
+    talks = files.is_adapter(adapter)
+    if as_adapter and not talks:
+        raise ValueError("--as-adapter is for models that talk; for the names of other programs use anymix export")
+    if layout is not None and not talks:
+        raise ValueError(
+            "--layout is for models that talk: one that draws is written as diffusers has it; leave it out"
+        )
+    for option, value in (("layout", layout if layout != "original" else None), ("dtype", dtype)):
+        if as_adapter and value is not None:
+            raise ValueError(f"--{option} is for merged weights, and --as-adapter writes an adapter; leave it out")
 
 
 def _write_merged(family: Family, output: Path, layout: str, dtype: str | None) -> None:
@@ -69,10 +89,7 @@ def _write_merged(family: Family, output: Path, layout: str, dtype: str | None) 
 
 def _write_adapter(family: Family, output: Path) -> None:
     from anymix.adapters import fused, lora
-    from anymix.adapters.names import family_of
 
-    if family_of(family.net) is not None:
-        raise ValueError("--as-adapter is for models that talk; for the names of other programs use anymix export")
     beside = lora.extras(family.net)
     if family.layout != "original":
         raise ValueError(
@@ -86,8 +103,7 @@ def _write_adapter(family: Family, output: Path) -> None:
 
 
 def _refuse_output(output: Path, adapter: Path, base: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file, expected a folder that can be written")
+    outputs.refuse_closed("--output", output, folder=True)
     if output.resolve() in (adapter.resolve(), adapter.resolve().parent if adapter.is_file() else None):
         raise ValueError(f"--output {output} is the adapter folder itself; give another folder")
     if overwrite or not output.is_dir():

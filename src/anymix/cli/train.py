@@ -131,8 +131,8 @@ def _say_alpha(out: Path) -> None:
     said = reading.read_header(file) if file.is_file() else {}
     if reading.METADATA in said and said.get("rank") != said.get("alpha"):
         typer.echo(
-            f"its alpha, {said['alpha']}, is not its rank, {said['rank']}, and of other programs diffusers alone reads it "
-            f"from this file; for ComfyUI, A1111 and others: anymix export {out} --to kohya -o {out.name}.safetensors"
+            f"its alpha, {said['alpha']}, is not its rank, {said['rank']}, and of other programs only diffusers "
+            f"reads it from this file; for others: anymix export {out} --to kohya -o {out.name}.safetensors"
         )
 
 

@@ -218,8 +218,8 @@ def _on_words(seen: _Seen, total: int) -> Iterator[str]:
     if seen.lines:
         shown = ", ".join(seen.lines[:SHOWN]) + (", ..." if len(seen.lines) > SHOWN else "")
         yield (
-            f"{len(seen.lines)} captions have several lines, which are joined ({shown}), where kohya's scripts read the "
-            "first alone; a kohya dataset file with enable_wildcard = true makes each line a caption of its own"
+            f"{len(seen.lines)} captions have several lines, which are joined ({shown}), where kohya's scripts read "
+            "the first alone; a kohya dataset file with enable_wildcard = true makes each line a caption of its own"
         )
 
 

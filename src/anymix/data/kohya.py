@@ -6,8 +6,9 @@ docs/config_README-en.md: a subset's setting wins over its data set's, that over
 not follow is refused, or answered in a note where nothing is lost; one it does not know names the nearest it does.
 
 Where it differs on purpose: caption files end in .txt or .caption where caption_extension is left out (there: .caption
-alone), lines of a caption are joined where enable_wildcard is off (there: the first alone is read), prefix and suffix stand at every line of a caption with several, class pictures are drawn at random beside any
-picture, and buckets are the recipe's affair where enable_bucket is left out.
+alone), lines of a caption are joined where enable_wildcard is off (there: the first alone is read), prefix and suffix
+stand at every line of a caption with several, class pictures are drawn at random beside any picture, and buckets are
+the recipe's affair where enable_bucket is left out.
 """
 
 from __future__ import annotations

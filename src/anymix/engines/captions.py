@@ -71,8 +71,7 @@ class Listed:
     """Captions as lines of a metadata.jsonl, its `file_name` counted from the file's own folder."""
 
     def __init__(self, path: Path, overwrite: bool) -> None:
-        if path.suffix.lower() != ".jsonl":
-            raise ValueError(f"{path} names no list of captions; end it in .jsonl, such as metadata.jsonl")
+        check_list(path)
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
         self._again = False  # does a later line replace an earlier one?
@@ -110,6 +109,14 @@ class Listed:
         self._file.close()
         if self._again:
             self._settle()
+
+
+def check_list(path: Path) -> None:
+    """Raise ValueError for what is no metadata.jsonl, by its name or by a line in it."""
+    if path.suffix.lower() != ".jsonl":
+        raise ValueError(f"{path} names no list of captions; end it in .jsonl, such as metadata.jsonl")
+    for _ in _rows(path) if path.is_file() else ():
+        pass
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anymix.adapters import loading
+from anymix.adapters import elsewhere, loading, reading
 from anymix.adapters import lora as adapters
-from anymix.adapters.opening import open_family
-from anymix.engines.image import ImageEngine
-from anymix.families import open_folder
+from anymix.adapters.opening import base_of, find_adapter, header, open_family
+from anymix.engines import schedulers
+from anymix.engines.image import How, ImageEngine
+from anymix.engines.prompts import Wanted
+from anymix.families import family_of, open_folder
+from anymix.families.common.folders import resolve
 from anymix.families.contract import ImageFamily
+from anymix.objectives.flow import Flow
 
 BLOCK = 2**20  # bytes of a file read at once
 
@@ -34,22 +38,57 @@ def opened(
     family = open_family(path, device, dtype, **given)
     if not isinstance(family, ImageFamily):
         raise ValueError(f"{path} is of the family {family.name}, which does not draw; open a model that does")
-    _refuse_same(family, {name: value for name, value in parts.items() if value is not None}, more.get("tokenizer"))
+    _refuse_same(family, _new(path, parts), {key: given[key] for key in given if key != "base"})
     if adapters.is_attached(family.net):
         adapters.merge(family.net)
     family.net.eval()
     return ImageEngine(family, path, loras=_add(family, loras))
 
 
-def _refuse_same(family: ImageFamily, swapped: Mapping[str, str | Path], tokenizer: str | Path | None) -> None:
+def check(
+    path: str | Path,
+    wanted: Sequence[Wanted],
+    how: How,
+    loras: Sequence[tuple[str | Path, float]],
+    base: str | Path | None = None,
+    **given: Any,
+) -> None:
+    """Raise what can be told of LoRAs, sizes and the scheduler before any weights are read."""
+    for lora, _ in loras:
+        file = loading.locate(lora)
+        if not reading.is_lora(file):
+            raise ValueError(f"{file} is no LoRA file; give a LoRA, LoHa or LoKr, or a whole model as the model")
+    adapter = find_adapter(path)
+    folder = resolve(path) if adapter is None else base_of(adapter, base)
+    options = {name: value for name, value in given.items() if value is not None}
+    options = options if adapter is None else elsewhere.found(adapter, header(adapter), options)
+    family = family_of(folder)
+    if not hasattr(family, "denoiser"):
+        raise ValueError(f"{path} is of the family {family.name}, which does not draw; open a model that does")
+    codec = family.open_codec(folder, **options)
+    if how.scheduler is not None:
+        schedulers.known(how.scheduler, isinstance(codec.objective, Flow))
+    for row in wanted:
+        codec.refuse_size(row.width or codec.grain, row.height or codec.grain)
+
+
+def _new(path: str | Path, parts: Mapping[str, str | Path | None]) -> dict[str, str | Path]:
+    """Parts that are given, but for those an adapter was trained with another of: there the model's own is a choice."""
+    adapter = find_adapter(path)
+    trained = elsewhere.chosen(header(adapter)) if adapter else {}
+    return {name: place for name, place in parts.items() if place is not None and name not in trained}
+
+
+def _refuse_same(family: ImageFamily, swapped: Mapping[str, str | Path], given: Mapping[str, Any]) -> None:
     """The model as it is without them is opened from mapped files, of which only a piece of each tensor is read."""
-    if not swapped:
-        return
-    more = {} if tokenizer is None else {"tokenizer": tokenizer}
-    own, now = open_folder(family.folder, "cpu", None, **more), family.hashes
-    assert isinstance(own, ImageFamily)
+    now = family.hashes if swapped else {}
     for name, place in swapped.items():
-        if own.hashes[name] == now[name]:
+        try:
+            own = open_folder(family.folder, "cpu", None, **{key: given[key] for key in given if key != name})
+        except ValueError:
+            continue  # it opens with that part alone: it has none of its own
+        assert isinstance(own, ImageFamily)
+        if own.hashes.get(name) == now[name]:
             found = f"{name} = {place} has the very weights {family.folder} has already ({now[name]})"
             raise ValueError(f"{found}; leave {name} out, or give the one you meant")
 

@@ -190,7 +190,7 @@ class ImageEngine:
         step, how = self.family.grain, call.how
         edges = (self.family.resolution,) * 2 if call.image is None else call.image.size
         width, height = row.width or max(1, edges[0] // step) * step, row.height or max(1, edges[1] // step) * step
-        self._refuse_size(width, height)
+        self.family.codec.refuse_size(width, height)
         return replace(
             row,
             width=width,
@@ -199,16 +199,6 @@ class ImageEngine:
             steps=row.steps or how.steps,
             guidance=how.guidance if row.guidance is None else row.guidance,
         )
-
-    def _refuse_size(self, width: int, height: int) -> None:
-        step, config = self.family.grain, self.family.part(self.family.denoiser).config
-        if width % step or height % step:
-            near = "x".join(str(max(1, round(edge / step)) * step) for edge in (width, height))
-            found = f"the size {width}x{height} is not in steps of {step} pixels"
-            raise ValueError(f"{found}, which this model draws in; use {near}")
-        most = (getattr(config, "pos_embed_max_size", None) or 0) * step
-        if most and max(width, height) > most:
-            raise ValueError(f"the size {width}x{height} is more than the {most}x{most} this model can draw; use less")
 
     def _solver(self, size: tuple[int, int], steps: int, call: _Call, generators: Sequence[torch.Generator]) -> Solver:
         config, how = self._plan, call.how

@@ -73,7 +73,7 @@ def build(name: str | None, config: Mapping[str, Any], spacing: str | None = Non
         tree |= {"flow_shift": config.get("shift", 1.0)} if "flow_shift" in taken else {}
         return _made(cls, tree, _flow_spacing(config, cls, spacing))
     if tree.get(_ZERO_SNR) and _ZERO_SNR not in taken:
-        able = [known for known, (other, _) in DIFFUSION.items() if _takes(other, _ZERO_SNR)]
+        able = [each for each, (other, _) in DIFFUSION.items() if _takes(other, _ZERO_SNR)]
         raise ValueError(
             f"the scheduler {name or kind} cannot begin at pure noise, as this model with zero terminal SNR was "
             f"trained to; use one of {', '.join(able)}"
@@ -86,7 +86,12 @@ def _entry(name: str | None, config: Mapping[str, Any]) -> tuple[str, Mapping[st
         if not config.get("_class_name"):
             raise ValueError("the model's scheduler_config.json names no _class_name; name a scheduler, such as euler")
         return str(config["_class_name"]), {}
-    table = FLOW if is_flow(config) else DIFFUSION
+    return known(name, is_flow(config))
+
+
+def known(name: str, flow: bool) -> tuple[str, Mapping[str, Any]]:
+    """diffusers' class for a name, and what its config says otherwise. Raises ValueError for one that is not known."""
+    table = FLOW if flow else DIFFUSION
     plain = "_".join(name.lower().replace("-", " ").replace("_", " ").split())
     if plain not in table:
         raise ValueError(f"the scheduler {name!r} is not known for this model; use one of {', '.join(table)}")

@@ -21,7 +21,7 @@ def check(run: Run) -> None:
         if not is_hub_id(path):
             refuse_missing(path)
     if run.data.root is not None and not Path(run.data.root).expanduser().is_dir():
-        raise ValueError(f"data.root = {run.data.root} is no folder; give the one relative paths of pictures start from")
+        raise ValueError(f"data.root = {run.data.root} is no folder; give the one that relative paths start from")
     if run.adapter is not None and run.adapter.init is not None:
         place = reading.place(run.adapter.init)
         if not files.is_adapter(place):

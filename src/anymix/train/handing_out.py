@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from anymix.adapters import kinds, saving
+from anymix.adapters import elsewhere, kinds, saving
 from anymix.adapters.details import Details
 from anymix.families.contract import ImageFamily
 from anymix.train import pictures
@@ -23,7 +22,7 @@ def save_model(ready: Prepared, to: Path, step: int) -> None:
 
 def _about(ready: Prepared, step: int) -> Details:
     """What the header of an adapter's file says."""
-    more = {"codec": json.dumps(ready.family.codec.chosen())}
+    more = elsewhere.entries(ready.family.codec.chosen())
     if isinstance(ready.family, ImageFamily):
         return pictures.details(ready.run, ready.found, step, more)
     return Details(more=more)

@@ -46,6 +46,23 @@ class PictureCodec:
     options: Mapping[str, str] = field(default_factory=dict)
     plan: Plan | None = None
     largest: int | None = None  # longest edge in pixels the denoiser has positions for
+    patch: int = 1  # latents of an edge the denoiser reads as one
+
+    @property
+    def grain(self) -> int:
+        """Pixels widths and heights must be multiples of."""
+        return self.latents[1] * self.patch
+
+    def refuse_size(self, width: int, height: int) -> None:
+        """Raise ValueError in one sentence for a size this model cannot draw."""
+        step = self.grain
+        if width % step or height % step:
+            near = "x".join(str(max(1, round(edge / step)) * step) for edge in (width, height))
+            found = f"the size {width}x{height} is not in steps of {step} pixels"
+            raise ValueError(f"{found}, which this model draws in; use {near}")
+        if self.largest and max(width, height) > self.largest:
+            most = f"{self.largest}x{self.largest}"
+            raise ValueError(f"the size {width}x{height} is more than the {most} this model can draw; use less")
 
     def training(self, plan: Plan) -> PictureCodec:
         """The codec that looks, draws and trains as `plan` says. Raises ValueError for sizes it has no latents for."""

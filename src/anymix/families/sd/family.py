@@ -40,7 +40,7 @@ class StableDiffusion:
         self.frozen: Mapping[str, nn.Module] = pipeline.frozen
         self.scheduler = pipeline.blueprint.scheduler
         self.channels, self.scale = codec.latents
-        self.grain = self.scale
+        self.grain = codec.grain
         self.resolution = codec.resolution
         self.blocks = drawing.blocks(unet, "BasicTransformerBlock", "ResnetBlock2D")
 

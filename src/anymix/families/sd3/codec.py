@@ -194,6 +194,7 @@ def codec_of(blueprint: Blueprint, set_to: Mapping[str, str]) -> PictureCodec:
         int(transformer["sample_size"]) * scale,
         from_scheduler(blueprint.scheduler),
         set_to,
+        patch=int(transformer["patch_size"]),
         largest=int(transformer["pos_embed_max_size"]) * int(transformer["patch_size"]) * scale,
     )
 

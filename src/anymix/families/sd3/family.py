@@ -45,7 +45,7 @@ class StableDiffusion3:
         self.frozen: Mapping[str, nn.Module] = pipeline.frozen
         self.scheduler = pipeline.blueprint.scheduler
         self.channels, self.scale = codec.latents
-        self.grain = self.scale * int(transformer.config.patch_size)
+        self.grain = codec.grain
         self.resolution = codec.resolution
         self.blocks = drawing.blocks(transformer, "JointTransformerBlock")
 

@@ -43,7 +43,7 @@ class StableDiffusionXL:
         self.frozen: Mapping[str, nn.Module] = pipeline.frozen
         self.scheduler = pipeline.blueprint.scheduler
         self.channels, self.scale = codec.latents
-        self.grain = self.scale
+        self.grain = codec.grain
         self.resolution = codec.resolution
         self.blocks = drawing.blocks(unet, "BasicTransformerBlock", "ResnetBlock2D")
 
