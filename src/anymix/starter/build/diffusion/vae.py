@@ -62,10 +62,7 @@ def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
     """Train in place; `vae` ends with the averaged weights and a scaling_factor that makes latents of unit spread."""
     part = vae.decoder if recipe.decoder else vae
     part.requires_grad_(True).train()
-    stream, checks = (
-        pictures(seed, recipe.small),
-        as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())]),
-    )
+    stream, checks = pictures(seed, recipe.small), as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())])
     optimiser = Optimiser([(part, 1.0)], recipe.rate, recipe.rate, decay=1e-3, kernels=True)
     mean, began = Mean(part.parameters(), 0.98), time.process_time()
     for step in range(recipe.steps):
