@@ -19,6 +19,7 @@ from torch import Tensor
 import anymix
 from anymix.families.sdxl.family import StableDiffusionXL as SDXL
 from anymix.train import checkpoint, optim
+from anymix.train.checks import Checked
 from anymix.train.prepare import prepare
 from sketches import pictures_opened
 
@@ -230,6 +231,14 @@ def test_text_encoders_train_where_they_are_asked_to(draw: Draw) -> None:
     assert any(name.startswith("text_encoder_2.") for name in weights(run))
 
 
+@pytest.mark.parametrize("parts", ["text_encoder.*", "text_encoder*"])
+def test_text_encoders_train_in_half_precision(draw: Draw, parts: str) -> None:
+    """The first encoder's last block, which nobody reads, gets fp32 from the blocks that train."""
+    run = draw(f"train.unfreeze=['{parts}']", "model.dtype=bf16")
+    train(run)
+    assert all(torch.isfinite(value).all() for value in weights(run).values()) and len(losses(run)) == 2
+
+
 def test_what_it_writes_diffusers_opens(draw: Draw) -> None:
     from diffusers import StableDiffusionXLPipeline
 
@@ -294,11 +303,41 @@ def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path)
     assert abs(found["corner", True][0] / found["corner", False][0] - 1) > 1e-3
 
 
+def saved_steps(run: anymix.Run) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoint.steps(Path(run.train.out))]
+
+
 def test_previews_come_when_asked_though_nothing_is_saved_then(draw: Draw) -> None:
     """Weights are saved first, and a step without a preview or a save is neither."""
-    run = draw("train.steps=4", "train.save_every=4", "previews.every=2", "train.keep=9")
+    run, there = draw("train.steps=4", "train.save_every=4", "previews.every=2"), {}
+
+    def check(family: Any, out: Path, step: int) -> Checked:
+        there[step] = saved_steps(run)
+        return Checked()
+
+    train(run, checks=lambda ready, say: [check])
+    assert there == {0: [], 2: [2], 4: [4]}
+
+
+def test_what_is_saved_for_a_preview_pushes_out_nothing_that_was_asked_for(draw: Draw) -> None:
+    """`keep` of `save_every` are kept, however often pictures are drawn in between."""
+    run = draw("train.steps=5", "train.save_every=2", "train.keep=3", "previews.every=1", adapter={"rank": 2})
     train(run)
-    assert [path.name for path in checkpoint.steps(Path(run.train.out))] == ["step-000002", "step-000004"]
+    assert saved_steps(run) == [2, 4, 5]
+    assert all((path / "pytorch_lora_weights.safetensors").exists() for path in checkpoint.steps(Path(run.train.out)))
+
+
+def test_previews_and_saves_by_passes(draw: Draw) -> None:
+    """Eight pictures, two a step: a pass is four steps."""
+    run, looked = draw("train.accumulate=1", "train.steps=9", "train.keep=9", "train.save_every=2 epochs",
+                       "previews.every=1 epoch"), []  # fmt: skip
+
+    def check(family: Any, out: Path, step: int) -> Checked:
+        looked.append((step, saved_steps(run)))
+        return Checked()
+
+    train(run, checks=lambda ready, say: [check])
+    assert looked == [(0, []), (4, [4]), (8, [8]), (9, [8, 9])]
 
 
 def test_a_lora_says_how_it_was_made(draw: Draw, album: Path) -> None:

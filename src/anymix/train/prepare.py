@@ -17,7 +17,8 @@ from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
 from anymix.families.contract import Family, ImageFamily
-from anymix.train import freezing, gathering, optim, pictures
+from anymix.train import beats, freezing, gathering, optim, pictures
+from anymix.train.beats import Beats
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
 
@@ -43,12 +44,13 @@ class Prepared:
         """Rows to train on."""
         return self.found.rows
 
-    @property
-    def epoch_ends(self) -> frozenset[int]:
-        """Steps after which a pass over the rows is complete."""
-        per_epoch = len(self.rows) / self.split.rows
-        count = int(self.steps / per_epoch + 1e-9)
-        return frozenset(-int(-per_epoch * (e + 1) // 1) for e in range(count)) | {self.steps}
+    def beats(self, every: int | str) -> Beats:
+        """How often what comes every so many steps, or passes over the rows, has been due."""
+        return beats.counting(every, len(self.rows), self.split.rows)
+
+    def due(self, step: int, every: int | str | None) -> bool:
+        """Whether that is so at the end of a step; None: of every pass. The last step counts always."""
+        return step == self.steps or beats.due(step, self.beats("1 epoch" if every is None else every))
 
 
 def compute_dtype(name: str, device: Device) -> torch.dtype:
@@ -69,7 +71,7 @@ def prepare(
     if isinstance(family, ImageFamily):
         pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
     _choose_what_trains(run, family, say)
-    freezing.settle_precision(family.net, dtype)
+    freezing.settle_precision(family.net, dtype, family.idle if run.adapter is None else ())
     if isinstance(family, ImageFamily):
         family.rest()
     family.net.to(device.handle)
