@@ -129,6 +129,19 @@ def test_a_resume_keeps_the_start_and_a_lost_one_is_said_once(family: Painting, 
     assert not (tmp_path / "grid_base.json").exists()
 
 
+def test_a_start_left_by_a_run_before_is_not_taken_for_this_ones(
+    family: Painting, rows: Painted, tmp_path: Path
+) -> None:
+    """A run that was cut off before its first save leaves its start behind, of a model that may be another."""
+    for make in (grid_loss, drift):
+        make(setting_of(rows, []))(family, tmp_path, 0)
+    learn(family, rows, 20)
+    anew = {}
+    for make in (grid_loss, drift):
+        anew |= make(setting_of(rows, []))(family, tmp_path, 0).values
+    assert anew["grid_gain"] == anew["drift"] == anew["drift_weights"] == 0
+
+
 def test_other_rows_have_no_start_in_common(family: Painting, rows: Painted, tmp_path: Path) -> None:
     grid_loss(setting_of(rows, []))(family, tmp_path, 0)
     heard: Heard = []

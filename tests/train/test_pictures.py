@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ import anymix
 from anymix.families.sdxl.family import StableDiffusionXL as SDXL
 from anymix.train import checkpoint, optim
 from anymix.train.checks import Checked
+from anymix.train.dry_run import forecast
+from anymix.train.ema import Ema
 from anymix.train.prepare import prepare
 from sketches import pictures_opened
 
@@ -135,6 +138,7 @@ def test_resume_is_bitwise_with_a_mean(draw: Draw, tmp_path: Path, adapter: Any)
 
     with pytest.raises(_Cut):
         train(cut, show=show)
+    shutil.rmtree(tmp_path / "cache")  # `anymix cache clear` in between: all is made anew, and is the same
     train(cut)
     assert losses(whole) == losses(cut)
     assert apart(weights(whole), weights(cut)) == 0
@@ -280,6 +284,73 @@ def test_too_few_class_pictures_are_said(draw: Draw, tmp_path: Path) -> None:
 def test_a_key_of_another_objective_is_refused(draw: Draw, key: str) -> None:
     with pytest.raises(ValueError, match=f"{key.partition('=')[0]} is of rectified flow"):
         train(draw(key))
+
+
+def test_noise_is_not_predicted_where_there_is_nothing_else(draw: Draw) -> None:
+    """epsilon with zero terminal SNR trains without a word and draws from a step that tells nothing."""
+    with pytest.raises(ValueError, match="the last timestep is pure noise.*set objective.prediction=v"):
+        train(draw("objective.zero_terminal_snr=true"))
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[anymix.Run], Any]:
+    """A dry run: -> (forecast, what was said, frames of each forward, pictures encoded); it may leave nothing."""
+
+    def call(run: anymix.Run) -> Any:
+        frames: list[int] = []
+        encoded: list[int] = []
+        loss, encode = SDXL.loss, SDXL.encode
+
+        def counted(self: Any, batch: Any) -> Tensor:
+            frames.append(sum(len(t) for name, t in batch.tensors.items() if name.endswith("/noise")))
+            assert not any(name.endswith("/pixels") for name in batch.tensors)
+            return loss(self, batch)
+
+        def seen(self: Any, pixels: Tensor) -> Tensor:
+            encoded.append(len(pixels))
+            return encode(self, pixels)
+
+        monkeypatch.setattr(SDXL, "loss", counted)
+        monkeypatch.setattr(SDXL, "encode", seen)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+        (tmp_path / "tmp").mkdir(exist_ok=True)
+        before, said = files_in(tmp_path), []  # type: ignore[var-annotated]
+        found = forecast(run, say=said.append)
+        assert files_in(tmp_path) == before and not any((tmp_path / "tmp").iterdir())
+        assert not (tmp_path / "cache").exists() and not Path(run.train.out).exists()
+        return found, said, frames, sum(encoded)
+
+    return call
+
+
+def test_a_dry_run_fills_no_cache(draw: Draw, rehearsed: Any) -> None:
+    """Eight pictures with eight views each; only the largest is encoded, and a step is what a step will be."""
+    found, said, frames, encoded = rehearsed(draw())
+    assert (found.longest_size, found.steps, frames) == (32 * 32, 2, [2, 2, 2, 2])
+    assert 0 < encoded <= 8 and not any("cache" in line for line in said)
+    assert any(line.startswith("times from picture to noise") for line in said)
+
+
+def test_a_dry_run_holds_the_running_mean_too(draw: Draw, rehearsed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    means: list[int] = []
+    monkeypatch.setattr(Ema, "update", lambda self, updates: means.append(sum(t.numel() for t in self.mean.values())))
+    rehearsed(draw("train.ema=0.9"))
+    assert len(means) == 2 and min(means) > 10_000
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dry_run_counts_class_pictures_and_draws_none(
+    draw: Draw, rehearsed: Any, album: Path, tmp_path: Path, there: bool
+) -> None:
+    where = album if there else tmp_path / "none"
+    prior = {"class_prompt": "a thing", "class_path": str(where), "class_images": 8}
+    _, said, frames, encoded = rehearsed(draw(dreambooth=prior))
+    assert frames == [4, 4, 4, 4] and encoded <= 16
+    assert any("stands in" in line for line in said) is not there
 
 
 def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
 from anymix.families.contract import Family, ImageFamily
+from anymix.objectives import flow
 from anymix.train import beats, freezing, gathering, optim, pictures
 from anymix.train.beats import Beats
 from anymix.train.gathering import Gathered, Rows, Say
@@ -59,16 +60,22 @@ def compute_dtype(name: str, device: Device) -> torch.dtype:
 
 
 def prepare(
-    run: Run, device: Device, me: ranks.Ranks, say: Say, draw_class: pictures.DrawClass | None = None
+    run: Run,
+    device: Device,
+    me: ranks.Ranks,
+    say: Say,
+    draw_class: pictures.DrawClass | None = None,
+    dry: bool = False,
 ) -> Prepared:
     """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong.
 
-    `draw_class` draws class pictures where a recipe asks for more than there are."""
+    `draw_class` draws class pictures where a recipe asks for more than there are. `dry`: no step will be taken but on
+    the largest row, so of pictures only that is encoded, and no class picture is drawn."""
     _ask_for(run)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
     found, dtype = gathering.gather(run, family, me, say), compute_dtype(run.model.dtype, device)
-    if isinstance(family, ImageFamily):
+    if isinstance(family, ImageFamily) and not dry:
         pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
     _choose_what_trains(run, family, say)
     freezing.settle_precision(family.net, dtype, family.idle if run.adapter is None else ())
@@ -81,13 +88,19 @@ def prepare(
     steps = run.train.steps or split.steps(len(found.rows), run.train.epochs)
     order: Stream = Order(len(found.rows), run.train.seed, run.data.shuffle)
     if isinstance(family, ImageFamily):
-        found = pictures.beside(run, family, found)
+        found = pictures.beside_one(run, family, found, say) if dry else pictures.beside(run, family, found)
         order = pictures.order(run, found.verdict, split, say)
-        pictures.encode_once(run, family, found, device, dtype, me, say)
+        wanted, tell = (pictures.alone(found), _silent) if dry else (found, say)
+        pictures.encode_once(run, family, wanted, device, dtype, me, tell)
+        say(flow.histogram(family.objective))
     stepper = _stepper(run, family, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(found, split, steps))
     return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
+
+
+def _silent(_: str) -> None:
+    return None
 
 
 def _digest(rows: Rows) -> str:
