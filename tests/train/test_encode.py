@@ -471,6 +471,7 @@ def test_a_path_that_cannot_be_a_folder_is_one_sentence(filled, tmp_path):
 FILLER = """
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 from anymix import config
@@ -480,6 +481,9 @@ from sketches import Sketch, captions, plan, tokenise
 device = pick("cpu")
 with ranks.session(device) as me:
     rows = captions(Path(sys.argv[1]), 12, draw=False)
+    if "repeated" in sys.argv:
+        classes = tuple(captions(Path(sys.argv[1]), 4, draw=False, first=12))
+        rows = [replace(row, prior=classes) for row in rows for _ in range(3)]
     family, said = Sketch(), []
     print("up", flush=True)
     sys.stdin.readline()
@@ -491,11 +495,11 @@ with ranks.session(device) as me:
 """
 
 
-def _filler(tmp_path: Path, *words: str) -> tuple[list[str], dict[str, str]]:
+def _filler(tmp_path: Path, *words: str, more: tuple[str, ...] = ()) -> tuple[list[str], dict[str, str]]:
     (tmp_path / "filler.py").write_text(FILLER)
     paths = f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"
     arguments = [str(tmp_path / "filler.py"), str(tmp_path / "p"), str(tmp_path / "cache")]
-    return [sys.executable, *words, *arguments], {**os.environ, "PYTHONPATH": paths}
+    return [sys.executable, *words, *arguments, *more], {**os.environ, "PYTHONPATH": paths}
 
 
 @pytest.mark.slow
@@ -531,6 +535,22 @@ def test_ranks_share_the_work(tmp_path):
     assert last == ["encoded", 35, 35]  # each rank has made a text before, to learn how large they are
     assert [pictures_ for pictures_, _ in shares] == [12, 12]
     assert sum(texts for _, texts in shares) == 13 and min(texts for _, texts in shares) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_what_all_ranks_list_is_made_once(filled, tmp_path):
+    """Three repeats of twelve pictures and four class pictures beside each, on two ranks: 32 views and 17 texts, of
+    which 12 and 7 are there."""
+    rows = captions(tmp_path / "p", 16)
+    assert made(filled(rows[:6], plan(flip=True, dropout=0.1))) == (12, 7, 0)
+    launch = "import sys; from anymix.device import ranks; raise SystemExit(ranks.launch(sys.argv[1:], 2))"
+    argv, environment = _filler(tmp_path, "-c", launch, more=("repeated",))
+    run = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    counts, shares, _ = json.loads(run.stdout.strip().splitlines()[-1])
+    assert counts == [20, 10, 19]
+    assert sum(pictures_ for pictures_, _ in shares) == 20
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -79,6 +80,7 @@ def fill(
     with ThreadPoolExecutor(THREADS) as pool:
         filling = Filling(family, parts, tokenise, kept, device, dtype, me, tell, pool)
         _together(filling, "looked at", listed(parts, kept, family.scale, me, pool, wanted), rows_of(parts, me))
+        _share(wanted, me)
         texts = _missing_texts(filling, wanted)
         first = [] if closed else _first_text(filling, texts, wanted)
         freed, need = _make_room(filling, cache, wanted, texts, since, closed)
@@ -115,6 +117,20 @@ def _together(filling: Filling, what: str, work: Iterator[int], total: int) -> N
         filling.tell(what, sum(state[0] for state in states), sum(state[1] for state in states))
         if all(state[2] for state in states):
             return
+
+
+def _share(wanted: Wanted, me: ranks.Ranks) -> None:
+    """Leave each entry to one of the ranks that listed it: class pictures are listed by all of them, and so may be
+    the repeats of a picture."""
+    held: tuple[dict[str, Any], ...] = wanted.missing, wanted.found
+    for entries, by_rank in zip(held, zip(*ranks.gather_objects([[*e] for e in held]), strict=True), strict=True):
+        holders: dict[str, list[int]] = {}
+        for rank, names in enumerate(by_rank):
+            for name in names:
+                holders.setdefault(name, []).append(rank)
+        for name in [*entries]:
+            if holders[name][int(name, 16) % len(holders[name])] != me.rank:
+                del entries[name]
 
 
 def _missing_texts(filling: Filling, wanted: Wanted) -> list[Text]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
@@ -203,6 +203,33 @@ def test_a_file_trained_on_v_trains_on_v_and_says_so(made: dict[str, Path], tiny
         "v_prediction", True, "trailing",
     )  # fmt: skip
     assert DiffusionPipeline.from_pretrained(tmp_path / "out").scheduler.config.prediction_type == "v_prediction"
+    assert drawn_apart(family.objective, said) < 1e-3 < 1 < drawn_apart(family.objective, {**said, **EPSILON})
+
+
+EPSILON = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+
+
+def drawn_apart(objective: Any, scheduler: Any) -> float:
+    """How far from the picture a scheduler of diffusers lands, at worst, that is told just what training asks for."""
+    plan = DDIMScheduler.from_config({**scheduler, "clip_sample": False})
+    z, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    apart = []
+    for timestep in (10, 300, 600, 900, 980, *([999] if scheduler["rescale_betas_zero_snr"] else [])):
+        level = objective.level(timestep)
+        said = objective.target(z, noise, level["signal"], level["sigma"])
+        plan.set_timesteps(1000)
+        landed = plan.step(said, timestep, level["signal"] * z + level["sigma"] * noise).pred_original_sample
+        apart.append(float((landed - z).abs().max()))
+    return max(apart)
+
+
+@pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max"])
+def test_a_file_trained_on_other_noise_levels_is_refused(mark: str, made: dict[str, Path], tiny_configs: Path,
+                                                         tmp_path: Path) -> None:  # fmt: skip
+    """CosXL and Playground 2.5 have SDXL's tensors and another schedule: taken for SDXL they draw noise."""
+    path = single_file(made["sdxl"], tmp_path / "one.safetensors", "sdxl", (mark,))
+    with pytest.raises(ValueError, match=rf"is trained on EDM's noise levels \({mark}\)"):
+        open_folder(path, tokenizer=str(tiny_configs))
 
 
 # ------------------------------------------------------------------------------------------------- its vocabulary

@@ -27,6 +27,7 @@ Take = Callable[[Tensor], Tensor]
 Naming = Callable[[str, Mapping[str, Any]], tuple[str, Take]]  # diffusers' name, the part's config -> name here, how
 
 LORA = r"lora_(up|down|A|B)|hada_|lokr_"  # in names of an adapter's tensors
+EDM = "edm_mean", "edm_vpred.sigma_max"  # tensors of Playground 2.5 and of CosXL, of SDXL's shape otherwise
 # folders that hold CLIP's vocabulary, in the order they are looked for on this machine
 CLIP_HOMES = (
     "openai/clip-vit-large-patch14",
@@ -82,8 +83,13 @@ def prediction(path: Path) -> dict[str, Any]:
     """What a file says of its prediction, as keys of a scheduler's config; {} where it says nothing.
 
     SDXL models trained on v carry empty tensors `v_pred` and `ztsnr`; others say so in the header (modelspec, or the
-    settings sd-scripts leaves)."""
+    settings sd-scripts leaves). Raises ValueError for a file that names a schedule no family has."""
     names, said = header(path)
+    if marks := [mark for mark in EDM if mark in names]:
+        raise ValueError(
+            f"{path} is trained on EDM's noise levels ({marks[0]}), as CosXL and Playground 2.5 are, which no family "
+            "here draws or trains with; give a model of SDXL's own"
+        )
     kind = said.get("modelspec.prediction_type", "").lower()
     trained = said.get("ss_v_parameterization", "").lower() == "true"
     zero = said.get("ss_zero_terminal_snr", "").lower() == "true"
