@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -54,6 +55,22 @@ def test_the_first_lines_say_the_command_and_the_need(recipe):
     run = config.load(recipe, words[3:])
     assert run.model.path and run.data.path
     assert run.train.out == f"runs/{recipe.stem}"
+
+
+@pytest.mark.parametrize("recipe", DRAWING, ids=lambda path: path.stem)
+def test_what_a_user_would_change_is_explained_where_it_stands(recipe):
+    keys = ("path", "resolution", "caption", "rank", "alpha", "class_prompt", "steps", "epochs", "batch", "save_every")
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if line.strip().startswith(tuple(f"{key}:" for key in keys)):
+            assert "  # " in line, line
+
+
+@pytest.mark.parametrize("recipe", DRAWING, ids=lambda path: path.stem)
+def test_the_pictures_its_steps_come_to_are_those_it_says(recipe):
+    run = config.load(recipe)
+    said = re.search(r"optimizer steps: ([\d,]+) pictures in all", recipe.read_text(encoding="utf-8"))
+    if said:
+        assert int(said[1].replace(",", "")) == run.train.steps * run.train.batch * run.train.accumulate * run.nproc
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -51,6 +51,12 @@ def test_another_folder_and_one_that_is_not_there(anymix, store, tmp_path):
     assert anymix("cache", "show", "--path", store.folder).stdout == anymix("cache", "show").stdout
 
 
+def test_a_file_is_no_cache(anymix, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for word in ("show", "clear"):
+        assert "is a file, expected a folder" in str(anymix("cache", word, "--path", tmp_path / "notes.txt").exception)
+
+
 def test_days_below_none_are_refused(anymix, store):
     assert anymix("cache", "clear", "--older-than", -1).exit_code == 2
     assert len(list(store.entries())) == 4

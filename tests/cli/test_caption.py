@@ -58,6 +58,9 @@ def test_what_is_wrong_is_a_sentence(anymix, model, at, words, sentence):
 def test_a_wrong_folder_is_told_before_a_model_is_read(anymix, tmp_path):
     run = anymix("caption", tmp_path / "gone", "-m", tmp_path / "no model")
     assert "there is no folder" in str(run.exception)
+    (tmp_path / "a.png").write_bytes(b"")
+    run = anymix("caption", tmp_path / "a.png", "-m", tmp_path / "no model")
+    assert f"a.png is a file, expected a folder of pictures; give {tmp_path}" in str(run.exception)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_objects_name_what_they_want(tmp_path):
         ('{"prompt": "a", "steps": "30"}', r"p\.jsonl:2: steps = '30', expected int"),
         ('{"prompt": "a", "steps": true}', r"p\.jsonl:2: steps = True, expected int"),
         ('{"prompt": "a", "seed": -1}', r"p\.jsonl:2: seed = -1, expected 0 or more"),
+        ('{"prompt": "a", "guidance": NaN}', r"p\.jsonl:2: guidance = nan, expected a number"),
         ('{"prompt": "a", "width": 0}', r"p\.jsonl:2: width = 0, expected at least 1"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -47,7 +48,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Entry point of `anymix` and `python -m anymix`."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except ValueError as error:
         if os.environ.get("ANYMIX_TRACEBACK"):
             raise
@@ -58,6 +59,27 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         sys.exit(130)
+    except Exception as error:
+        _mistyped(error)
+
+
+def _mistyped(error: Any) -> None:
+    """An option that is not there, or of another kind, as one sentence instead of a box of them.
+
+    Which package such errors come from differs between versions of typer; what they can do does not."""
+    if type(error).__name__ == "Abort":
+        sys.stderr.write("\n")
+        sys.exit(130)
+    if not hasattr(error, "format_message"):
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    said = " ".join(error.format_message().split()).rstrip(".?")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "anymix"
+    sys.stderr.write(f"anymix: {said[:1].lower()}{said[1:]}; `{command} --help` lists what there is\n")
+    sys.exit(error.exit_code)
 
 
 def _explain(error: Exception) -> None:

@@ -66,6 +66,10 @@ def clear(
 def _store(path: Path | None) -> Store:
     from anymix.data.store import Store, default_folder
 
+    if path is not None and path.expanduser().is_file():
+        raise ValueError(
+            f"--path {path} is a file, expected a folder; give that of cache.path, or leave it out for the usual one"
+        )
     return Store(path.expanduser() if path else default_folder())
 
 

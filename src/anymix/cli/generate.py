@@ -87,8 +87,10 @@ def generate(
     parts |= {"tokenizer": tokenizer, "text_encoders": text_encoders}
     loras = [_lora(word) for word in lora or []]
 
-    from anymix.engines import drawing, open_image
+    from anymix.engines import drawing, open_image, pixels
 
+    if image is not None:
+        pixels.opened(image)
     drawing.check(model, wanted, how, loras, base, **parts)
 
     engine = open_image(model, device, dtype, lora=loras, base=base, **parts)

@@ -178,6 +178,10 @@ def caption(
 
 def pictures_of(folder: str | Path) -> folders.Found:
     """The pictures of a folder. Raises ValueError where there are none."""
+    if os.path.isfile(folder):
+        raise ValueError(
+            f"{folder} is a file, expected a folder of pictures; give {Path(folder).parent}, where it lies"
+        )
     if not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}; check the path")
     found = folders.scan(str(folder))

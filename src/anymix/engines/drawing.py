@@ -68,8 +68,9 @@ def check(
     codec = family.open_codec(folder, **options)
     if how.scheduler is not None:
         schedulers.known(how.scheduler, isinstance(codec.objective, Flow))
+    edge = codec.resolution // codec.grain * codec.grain
     for row in wanted:
-        codec.refuse_size(row.width or codec.grain, row.height or codec.grain)
+        codec.refuse_size(row.width or edge, row.height or edge)
 
 
 def _new(path: str | Path, parts: Mapping[str, str | Path | None]) -> dict[str, str | Path]:

@@ -8,6 +8,7 @@ the weights, so a picture depends on its own seed alone.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,8 @@ class How:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance = {self.guidance}, expected a number such as 7; 1 is without guidance")
         for name in ("strength", "rescale", "eta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected 0 to 1")

@@ -8,6 +8,7 @@ it in.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -34,6 +35,8 @@ class Wanted:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}, expected at least 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"guidance = {self.guidance}, expected a number such as 7; 1 is without guidance")
         if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise ValueError(f"seed = {self.seed}, expected 0 or more, and less than {SEEDS}")
 
