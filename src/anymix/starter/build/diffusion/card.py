@@ -38,8 +38,8 @@ The words it was taught: small, large; the eight colours; the five shapes; "on t
 "at the bottom", "at the top left" and so on, "in the centre" (center, middle); "on a ... background", "on ...",
 "... background with ..." and a comma instead. A size or a place that is not said it chooses. Say the ground: without
 one it often takes the shape's own colour, and nothing is to be seen. Its tokenizers have a few words more (pink, teal,
-heart, big, tiny, ...) for lessons of your own: untaught, they mean nothing to it. Any text is a prompt: what it does not
-know is spelled out of pieces and draws some blot or other.
+heart, big, tiny, ...) for lessons of your own: untaught, they mean nothing to it. Any text is a prompt: what it does
+not know is spelled out of pieces and draws some blot or other.
 
 Its weights, its tokenizers and every picture it has seen were made by the code beside it (`anymix.starter`), from
 nothing; it knows no photograph and no other language, and has no safety checker, as it can draw nothing else.
