@@ -86,7 +86,7 @@ def test_what_lacks_a_part_is_not_the_thing() -> None:
     assert not subject.right("green", _thing().transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
-# ------------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------------------------------------------------------- the part
 
 
 @pytest.fixture
