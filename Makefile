@@ -18,7 +18,7 @@ WITH := $(if $(EXTRAS),[$(EXTRAS)])
 .PHONY: help demo test test-floor lint format install wheelhouse clean
 
 help:
-	@echo 'make demo [PICTURES="a.png b.jpg"]         make .venv, install, see a small model answer and learn (names without spaces)'
+	@echo 'make demo [PICTURES="a.png b.jpg"]         make .venv, install, see small models answer, draw and learn (names without spaces)'
 	@echo 'make test                                  make .venv, install, run every test that needs no card'
 	@echo 'make test-floor                            the unmarked tests on the oldest versions pyproject.toml allows'
 	@echo 'make lint                                  ruff and mypy; `make format` rewrites what ruff can'

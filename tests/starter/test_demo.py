@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from anymix import config
 from anymix.cli import app
 from anymix.families.common.folders import STARTERS
-from anymix.starter import demo, drawn, lesson, page, pictures, score, sight
+from anymix.starter import colour, demo, drawn, lesson, page, painting, pictures, score, sight, subject
 from anymix.starter.build import make
 from anymix.starter.build.diffusion import make as pipelines
 from anymix.starter.demo import Demo, Stopped
@@ -37,14 +37,28 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lesson, "old_sheet", lambda: {"colour": lesson.new_sheet()[f"shape, {lesson.WORD}"]})
     monkeypatch.setattr(demo, "SHOWN", demo.SHOWN[:1])
     monkeypatch.setattr(demo, "HEARTS", 2)
+    for module, name in ((colour, "NEW"), (colour, "REPLAY"), (subject, "PHOTOS"), (subject, "KNOWN")):
+        monkeypatch.setattr(module, name, 2)
+    monkeypatch.setattr(painting, "ASKED", dict.fromkeys(painting.ASKED, 1))
+    monkeypatch.setattr(painting, "STEPS", 1)
     real = config.load
-    monkeypatch.setattr(
-        config, "load", lambda source, changes=(): real(source, [*changes, "train.batch=4", "train.epochs=1"])
-    )
+
+    def load(source: Any, changes: Any = ()) -> Any:
+        less = ["train.batch=4", "train.epochs=1"] if source == page.RECIPE else ["train.batch=2", "train.steps=2"]
+        less += ["dreambooth.class_images=2"] if source == painting.SUBJECT_RECIPE else []
+        return real(source, [*changes, *less])
+
+    monkeypatch.setattr(config, "load", load)
+
+
+@pytest.fixture
+def talk_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the half that draws, whose parts are tested beside it."""
+    monkeypatch.setattr(painting, "paint", lambda it: [])
 
 
 @pytest.mark.slow
-def test_it_learns_a_word_and_forgets_nothing(tmp_path: Path) -> None:
+def test_it_learns_a_word_and_forgets_nothing(talk_alone: None, tmp_path: Path) -> None:
     it, said = _demo(tmp_path / "demo")
     made = demo.demo(it)
     before, after = (json.loads((it.out / "demo.json").read_text())["found"][part] for part in ("before", "after"))
@@ -66,7 +80,7 @@ def test_it_learns_a_word_and_forgets_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", PARTS)
 def test_it_goes_on_from_wherever_it_was_cut_off(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+    small: None, talk_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     """Cut off when a part's work is done and not yet kept: the next demo finishes all the same."""
     it, _ = _demo(tmp_path / "demo")
@@ -97,7 +111,7 @@ def test_it_goes_on_from_wherever_it_was_cut_off(
 
 
 @pytest.mark.slow
-def test_asked_to_stop_while_it_trains_it_goes_on_from_that_step(small: None, tmp_path: Path) -> None:
+def test_asked_to_stop_while_it_trains_it_goes_on_from_that_step(small: None, talk_alone: None, tmp_path: Path) -> None:
     import os
     import signal
 
@@ -129,10 +143,12 @@ def test_what_it_says_to_type_next_runs(
     text = Path("runs/demo/heart/report.html").read_text()
     assert 'lang="zh-CN"' in text and "学习前后" in text
     typed = [line.strip() for line in said.splitlines() if line.startswith("  anymix ")]
-    assert len(typed) == 3
+    assert len(typed) == 5
     for command in typed:
         assert not app(shlex.split(command)[1:], standalone_mode=False), capsys.readouterr().err
     assert Path("runs/demo/merged/config.json").is_file() and Path("runs/demo/mine/report.html").is_file()
+    assert Path("runs/demo/star.png").is_file() and Path("runs/demo/sks.png").is_file()
+    assert text.count('class="pair"') == 4 and "画新颜色：pink" in text and "画特定的东西：sks" in text
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import anymix
 from anymix.config import Run
 from anymix.samples import ImageRef
 from anymix.train import loop as train_loop
-from anymix.train.report import Sample, Section, curves, numbers, report, words
+from anymix.train.report import Pair, Sample, Section, curves, numbers, report, words
 
 VOID = {"meta", "img", "br"}
 EVIL = '</p></section><script>alert("1")</script><img src=x onerror=alert(2)> & \x00\x1b "\''
@@ -330,6 +330,21 @@ def test_tables_and_commands_of_the_caller(written: Write) -> None:
     assert page.said("th", "td")[:6] == ["kind", "before", "after", "new word", "3 %", "97 %"]
     assert "150 questions a kind." in page.said("p") and "talk to it" in page.said("p")
     assert page.said("pre")[-1] == "anymix chat out" and not any("merge" in pre for pre in page.said("pre"))
+
+
+def test_pictures_before_stand_beside_those_after(written: Write, tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    pairs = [Pair(red, blue, "a <blue> one", False, True), Pair(ImageRef(str(tmp_path / "gone.png")), red, "red")]
+    page = Page(report(written(ten()), sections=[Section("Drawn", pairs=pairs)]))
+    assert [img["alt"] for img in page.all("img")] == ["before: a <blue> one", "after: a <blue> one", "after: red"]
+    colours = []
+    for img in page.all("img")[:2]:
+        code = str(img["src"]).partition("base64,")[2]
+        colours.append(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB").getpixel((32, 32)))
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+    assert page.said("b") == ["✗", "✓"]  # nobody judged the second pair
+    assert {"a <blue> one", "red"} <= set(page.said("figcaption"))
+    assert any("cannot be shown" in text and "gone.png" in text for text in page.said("small"))
 
 
 # ---------------------------------------------------------------------------------------------- language

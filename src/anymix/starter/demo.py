@@ -20,7 +20,7 @@ from anymix.engines import open_chat
 from anymix.engines.chat import Chat, ChatEngine
 from anymix.families.common.folders import resolve
 from anymix.samples import Conversation, ImageRef, Turn
-from anymix.starter import lesson, page, painting, score
+from anymix.starter import colour, lesson, page, painting, score, subject
 from anymix.starter.canvas import SQUARE, WIDE, Picture, Question
 from anymix.starter.ledger import Ledger
 from anymix.starter.page import PICTURES, RECIPE
@@ -78,14 +78,15 @@ class Demo:
         """A bar of that name: (done, total)."""
         return lambda done, total: self.show(self.words[phrase], done, total, "")
 
-    def train(self, run: Run) -> int:
-        """The loop everything is trained with -> its steps. Raises Stopped when it was asked to stop."""
+    def train(self, run: Run, quiet: bool = False) -> int:
+        """The loop everything is trained with -> its steps; `quiet` leaves out what it says of itself. Raises Stopped
+        when it was asked to stop."""
 
         def show(step: int, steps: int, values: Any) -> None:
             if "loss" in values:
                 self.show(self.words["training"], step, steps, f"{self.words['loss']} {values['loss']:.3f}")
 
-        outcome = train(run, say=lambda text: self.say(f"  {text}"), show=show)
+        outcome = train(run, say=lambda text: None if quiet else self.say(f"  {text}"), show=show)
         if outcome.status == "stopped":
             raise Stopped
         return outcome.steps
@@ -99,8 +100,9 @@ def _material() -> dict[str, Any]:
         "recipe": config.load(RECIPE).model_dump(mode="json"),
         "lesson": [lesson.WORD, lesson.NEW, lesson.REPLAY, lesson.JUDGED, lesson.EACH],
         "painter": files.fingerprint(resolve(painting.MODEL)),
-        "painting": config.load(painting.RECIPE).model_dump(mode="json"),
-        "colour": [painting.WORD, painting.NEW, painting.REPLAY, painting.NEW_ASKED, painting.OLD_ASKED],
+        "painting": [config.load(recipe).model_dump(mode="json") for recipe in painting.RECIPES],
+        "painted": [painting.WORD, colour.NEW, colour.REPEATS, colour.REPLAY, subject.PHOTOS, subject.KNOWN],
+        "drawn": [painting.ASKED, painting.SHOWN, painting.STEPS],
     }
 
 
@@ -130,8 +132,7 @@ def demo(it: Demo, pictures: Sequence[Path] = ()) -> Path:
     again = [_asked(it, taught, path) for path in pictures]
     _tell_answers(it, [answer for answers in again for answer in answers])
     answers = zip([*sum(own, []), *before["said"], *known], [*sum(again, []), *after["said"]], strict=True)
-    pictures_after, drawing = painting.paint(it)
-    made = page.make(it, list(answers), before, after, pictures_after, drawing)
+    made = page.make(it, list(answers), before, after, painting.paint(it))
     it.tell("page", page=made)
     it.tell("next")
     for command, _ in page.commands(it):

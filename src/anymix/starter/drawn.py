@@ -91,8 +91,8 @@ def paint(wanted: Wish, rng: random.Random) -> Image.Image:
     """The picture wished for, 64 x 64 RGB, never twice quite the same."""
     across, down = (EDGE * (0.5 + ASIDE * step + rng.uniform(-0.015, 0.015)) for step in PLACES[wanted.place])
     radius = SIZES[wanted.size] * EDGE / 2 * rng.uniform(0.95, 1.05)
-    image = blank(_near(shade_of(wanted.ground), rng))
-    put(image, wanted.shape, _near(shade_of(wanted.colour), rng), (across, down), radius)
+    image = blank(near(shade_of(wanted.ground), rng))
+    put(image, wanted.shape, near(shade_of(wanted.colour), rng), (across, down), radius)
     return image.reduce(FINE)
 
 
@@ -114,6 +114,7 @@ def shade_of(colour: str) -> Shade:
     return PLAIN[colour] if colour in PLAIN else NEW[colour]
 
 
-def _near(shade: Shade, rng: random.Random) -> Shade:
+def near(shade: Shade, rng: random.Random) -> Shade:
+    """The shade, a few grey levels off."""
     red, green, blue = (min(255, max(0, v + rng.randint(-SPREAD, SPREAD))) for v in shade)
     return red, green, blue

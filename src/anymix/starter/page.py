@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from anymix.samples import ImageRef
-from anymix.starter import lesson
+from anymix.starter import lesson, subject
 from anymix.train.report import Sample, Section, report
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RECIPE = "recipes/starter_lora.yaml"
 COLOUR = "pink"  # taught to the model that draws
 WISH = f"a large {COLOUR} star on a blue background"
+NAME, MEET = subject.NAME, subject.caption("green")
 PICTURES = "pictures"  # in the demo's folder
 
 
@@ -28,12 +29,11 @@ def make(
     answers: Sequence[tuple[Answer, Answer]],
     before: Judged,
     after: Judged,
-    drawings: Sequence[Sample],
-    drawing: Section,
+    drawings: Sequence[Section],
 ) -> Path:
     """Write report.html into the run's folder -> its path. `answers` are to the same questions before and after."""
-    samples = [*drawings, *(_sample(it, two, one["answer"]) for one, two in answers)]
-    sections = [_accuracy(it, before, after), drawing, _time(it)]
+    samples = [_sample(it, two, one["answer"]) for one, two in answers]
+    sections = [_accuracy(it, before, after), *drawings, _time(it)]
     return report(it.run, samples=samples, sections=sections, commands=commands(it), language=it.language)
 
 
@@ -44,16 +44,8 @@ def commands(it: Demo) -> list[tuple[str, str]]:
     return [
         (typed("chat", str(it.run), "--image", picture, "describe the picture."), it.words["next chat"]),
         (typed("train", RECIPE, *again), it.words["next train"]),
-        (
-            typed(
-                "generate",
-                str(it.out / COLOUR),
-                WISH,
-                "-o",
-                str(it.out / "star.png"),
-            ),
-            it.words["next generate"],
-        ),
+        (typed("generate", str(it.out / COLOUR), WISH, "-o", str(it.out / "star.png")), it.words["next colour"]),
+        (typed("generate", str(it.out / NAME), MEET, "-o", str(it.out / f"{NAME}.png")), it.words["next subject"]),
         (typed("merge", str(it.run), "-o", str(it.out / "merged")), it.words["next merge"]),
     ]
 

@@ -1,15 +1,14 @@
-"""The demo's second lesson: a model that draws, and a colour it has no word for.
+"""The demo's second half: a model that draws learns a colour by a LoRA, and one thing by DreamBooth.
 
-Before: it is asked for pink shapes and for what it knows, and the pixels are judged. Then a LoRA, by the loop and a
-recipe anyone can run, on a folder of captioned PNG files: a few of the new colour, of three of the five shapes, and
-twice as many of what it knows, so as not to forget. After: the same wishes, the same noise.
+Before: it is asked for either, and for what it knows, and the pixels are judged. Then a training each, by the loop and
+a recipe anyone can run, on pictures it draws itself. After: the same wishes, from the same noise.
 """
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,140 +16,133 @@ from PIL import Image
 
 from anymix import config
 from anymix.engines import open_image
-from anymix.engines.image import How, ImageEngine
+from anymix.engines.image import How
 from anymix.engines.prompts import Wanted
-from anymix.families.common import shards
 from anymix.samples import ImageRef
-from anymix.starter import drawn, page, sight
-from anymix.starter.canvas import SHAPES
-from anymix.starter.drawn import Wish
-from anymix.starter.pictures import STEPS
-from anymix.train.report import Sample, Section
+from anymix.starter import colour, drawn, page, sight, subject
+from anymix.train.report import Pair, Section
 
 if TYPE_CHECKING:
     from anymix.starter.demo import Demo
 
 MODEL = "starter:sdxl"
-RECIPE = "recipes/starter_sdxl_lora.yaml"
-WORD = page.COLOUR
-TAUGHT = SHAPES[:3]  # the other shapes are asked for in the new colour all the same
-NEW, REPLAY = 24, 48  # pictures learned from
-NEW_ASKED, OLD_ASKED = 24, 32  # wishes judged
-SHOWN = 6  # of each, in the report
-GUIDANCE = 3.0
-SEED = 310_000_000  # of the pictures learned from; wishes to be judged by begin a hundred million later
+RECIPES = COLOUR_RECIPE, SUBJECT_RECIPE = "recipes/starter_sdxl_lora.yaml", "recipes/starter_sdxl_dreambooth_lora.yaml"
+WORD, NAME = page.COLOUR, subject.NAME
+ASKED = {"colour": 24, "subject": 24, "known": 24}  # pictures of each that are judged
+SHOWN = {"colour": 6, "subject": 6, "known": 6}  # of them in the report
+STEPS, GUIDANCE, BATCH = 12, 3.0, 10
+KNOWN_SEED = 420_000_000  # of the wishes for what it knows
+WEIGHTS = "pytorch_lora_weights.safetensors"
 
-Drawn = dict[str, Any]  # new, old: [right, asked]; wishes: [{wish, right, picture}], the first SHOWN with a picture
-
-
-def lesson(folder: Path) -> Path:
-    """Write the pictures to learn from into `folder` -> its metadata.jsonl, which is there only when all of it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, lines = random.Random(SEED), []
-    for number in range(NEW + REPLAY):
-        wanted = _new(rng, TAUGHT) if number < NEW else drawn.wish(rng, held=False)
-        name = f"{number:03d}.png"
-        drawn.paint(wanted, rng).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": drawn.caption(wanted)}))
-    shards.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
-    return folder / "metadata.jsonl"
+Drawn = dict[str, list[dict[str, Any]]]  # kind -> [{wish, right, picture}], `picture` of the first SHOWN
 
 
-def sheet() -> list[Wish]:
-    """What is asked before and after: shapes of the new colour, then what it knew."""
-    rng = random.Random(SEED + 100_000_000)
-    return [_new(rng, SHAPES) for _ in range(NEW_ASKED)] + [drawn.wish(rng, held=None) for _ in range(OLD_ASKED)]
+@dataclass(frozen=True)
+class Asked:
+    """A picture to be judged."""
+
+    prompt: str
+    seed: int
+    right: Callable[[Image.Image], bool]
 
 
-def _new(rng: random.Random, shapes: Sequence[str]) -> Wish:
-    while True:
-        wanted = drawn.wish(rng, held=None, colours=[WORD])
-        if wanted.shape in shapes:
-            return wanted
-
-
-def ask(engine: ImageEngine, folder: Path, when: str, show: Callable[[int, int], None]) -> Drawn:
-    """Have the sheet drawn and judged; the first pictures of each kind are kept in `folder`."""
-    wishes = sheet()
-    wanted = [Wanted(drawn.caption(wish), seed=n) for n, wish in enumerate(wishes)]
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[int, dict[str, Any]] = {}
-    for picture in engine.stream(wanted, How(steps=STEPS, guidance=GUIDANCE, batch=8), progress=show):
-        n = picture.place
-        right = all(sight.right(picture.image, wishes[n]).values())
-        found[n] = {"wish": wanted[n].prompt, "right": right}
-        if n < SHOWN or 0 <= n - NEW_ASKED < SHOWN:
-            found[n]["picture"] = picture.save(folder / f"{when}-{n:02d}.png").name
-    rows = [found[n] for n in range(len(wishes))]
-    new, old = rows[:NEW_ASKED], rows[NEW_ASKED:]
-    return {
-        "new": [sum(row["right"] for row in new), len(new)],
-        "old": [sum(row["right"] for row in old), len(old)],
-        "wishes": rows,
+def sheet(*kinds: str) -> dict[str, list[Asked]]:
+    """kind -> what is asked of it, the same before and after."""
+    wishes = {"colour": colour.wishes(WORD, ASKED["colour"]), "known": drawn.sheet(ASKED["known"], KNOWN_SEED, None)}
+    grounds = [subject.GROUNDS[n % len(subject.GROUNDS)] for n in range(ASKED["subject"])]
+    found = {
+        kind: [Asked(drawn.caption(w), n, partial(_as_wished, w)) for n, w in enumerate(asked)]
+        for kind, asked in wishes.items()
     }
+    found["subject"] = [Asked(subject.caption(g), n, partial(subject.right, g)) for n, g in enumerate(grounds)]
+    return {kind: found[kind] for kind in kinds}
 
 
-def paint(it: Demo) -> tuple[list[Sample], Section]:
+def _as_wished(wished: drawn.Wish, image: Image.Image) -> bool:
+    return all(sight.right(image, wished).values())
+
+
+def paint(it: Demo) -> list[Section]:
     """All of it -> what the report shows of it."""
-    it.tell("paint", word=WORD)
-    folder, run = it.out / "drawings", it.out / WORD
-
-    def drawn_by(model: str | Path, when: str) -> Drawn:
-        return ask(open_image(model, it.device, "fp32"), folder, when, it.counted(f"drawing {when}"))
-
-    before = it.ledger.part("drawn before", lambda: drawn_by(MODEL, "before"))
-    _tell(it, before)
-    it.tell("learn colour", new=NEW, replay=REPLAY)
-    album = it.out / "album"
-    it.ledger.part("album", lambda: str(lesson(album).name), made=album / "metadata.jsonl")
-    it.ledger.part("train colour", lambda: _train(it, album, run), made=run / "pytorch_lora_weights.safetensors")
-    after = it.ledger.part("drawn after", lambda: drawn_by(run, "after"))
-    _tell(it, before, after)
-    return samples(folder, before, after), section(it.words, before, after)
+    it.tell("paint", word=WORD, name=NAME)
+    before = it.ledger.part("drawn before", lambda: _drawn_by(it, MODEL, "before", "colour", "subject", "known"))
+    for kind in before:
+        _tell(it, kind, before)
+    return [_colour(it, before), _subject(it, before)]
 
 
-def _train(it: Demo, album: Path, run: Path) -> int:
-    changes = page.set_to({"data.path": album, "train.out": run, "cache.path": it.out / "cache"})
-    it.tell("typed", command=page.typed("train", RECIPE, *changes))
-    return it.train(config.load(RECIPE, [*changes, f"device={it.device}"]))
+def _colour(it: Demo, before: Drawn) -> Section:
+    album, run = it.out / "album", it.out / WORD
+    it.tell("learn colour", word=WORD, new=colour.NEW, replay=colour.REPLAY)
+    it.ledger.part("album", lambda: colour.write(album, WORD).name, made=album)
+    paths = {"data.path": album, "train.out": run}
+    it.ledger.part("train colour", lambda: _train(it, COLOUR_RECIPE, paths), made=run / WEIGHTS)
+    after = it.ledger.part("drawn after", lambda: _drawn_by(it, run, "after", "colour", "known"))
+    return _told(it, "colour", before, after)
 
 
-def _tell(it: Demo, *judged: Drawn) -> None:
-    for kind in ("new", "old"):
-        shares = " → ".join(f"{share(one[kind]):.1f} %" for one in judged)
-        it.tell(f"drawn {kind}", word=WORD, shares=shares)
+def _subject(it: Demo, before: Drawn) -> Section:
+    photos, known, run = it.out / "photos", it.out / "known", it.out / NAME
+    it.tell("learn subject", name=NAME, new=subject.PHOTOS, replay=subject.KNOWN)
+    it.ledger.part("photos", lambda: subject.write(photos, known).name, made=photos)
+    paths = {"data.path": photos, "dreambooth.class_path": known, "train.out": run}
+    it.ledger.part("train subject", lambda: _train(it, SUBJECT_RECIPE, paths), made=run / WEIGHTS)
+    after = it.ledger.part("subject after", lambda: _drawn_by(it, run, "after", "subject", "known"))
+    return _told(it, "subject", before, after)
 
 
-def share(counted: Sequence[int]) -> float:
+def _train(it: Demo, recipe: str, paths: Mapping[str, Path]) -> int:
+    changes = page.set_to({**paths, "cache.path": it.out / "cache"})
+    it.tell("typed", command=page.typed("train", recipe, *changes))
+    return it.train(config.load(recipe, [*changes, f"device={it.device}"]), quiet=True)
+
+
+def _drawn_by(it: Demo, model: str | Path, when: str, *kinds: str) -> Drawn:
+    """Have the sheet drawn and judged; the first pictures of each kind are kept."""
+    engine, asked = open_image(model, it.device, "fp32"), sheet(*kinds)
+    folder = it.out / "drawings" / f"{Path(model).name if when == 'after' else 'first'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    places = [(kind, n) for kind in kinds for n in range(len(asked[kind]))]
+    wanted = [Wanted(asked[kind][n].prompt, seed=asked[kind][n].seed) for kind, n in places]
+    found: Drawn = {kind: [{} for _ in asked[kind]] for kind in kinds}
+    how = How(steps=STEPS, guidance=GUIDANCE, batch=BATCH)
+    for picture in engine.stream(wanted, how, progress=it.counted(f"drawing {when}")):
+        kind, n = places[picture.place]
+        found[kind][n] = {"wish": asked[kind][n].prompt, "right": asked[kind][n].right(picture.image)}
+        if n < SHOWN[kind]:
+            path = picture.save(folder / f"{kind}-{n:02d}.png")
+            found[kind][n]["picture"] = path.relative_to(it.out).as_posix()
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- telling
+
+
+def share(rows: Sequence[Mapping[str, Any]]) -> str:
     """Right ones in per cent."""
-    return 100 * counted[0] / counted[1]
+    return f"{100 * sum(row['right'] for row in rows) / len(rows):.1f} %"
 
 
-def samples(folder: Path, before: Drawn, after: Drawn) -> list[Sample]:
-    """Pictures side by side, before on the left."""
-    made = []
-    for one, two in zip(before["wishes"], after["wishes"], strict=True):
-        if "picture" in two:
-            path = beside(folder / one["picture"], folder / two["picture"])
-            made.append(Sample(ImageRef(str(path)), one["wish"], right=two["right"]))
-    return made
+def _tell(it: Demo, kind: str, *judged: Drawn) -> None:
+    it.tell(f"drawn {kind}", word=WORD, name=NAME, shares=" → ".join(share(one[kind]) for one in judged))
 
 
-def beside(left: Path, right: Path) -> Path:
-    """Two pictures in one, beside them."""
-    with Image.open(left) as one, Image.open(right) as two:
-        both = Image.new("RGB", (one.width + two.width + 4, max(one.height, two.height)), "white")
-        both.paste(one, (0, 0))
-        both.paste(two, (one.width + 4, 0))
-    path = right.with_name(right.name.replace("after", "both"))
-    both.save(path)
-    return path
-
-
-def section(words: Mapping[str, str], before: Drawn, after: Drawn) -> Section:
-    rows = [
-        (words[name].format(word=WORD), *(f"{share(one[kind]):.1f} %" for one in (before, after)))
-        for name, kind in (("new colour", "new"), ("old drawings", "old"))
+def _told(it: Demo, kind: str, before: Drawn, after: Drawn) -> Section:
+    """Say how it went -> its part of the report."""
+    for each in (kind, "known"):
+        _tell(it, each, before, after)
+    w, said = it.words, {"word": WORD, "name": NAME}
+    rows = [(w[f"asked {each}"].format(**said), share(before[each]), share(after[each])) for each in (kind, "known")]
+    text = w[f"judged {kind}"].format(**said, count=ASKED[kind], known=ASKED["known"])
+    pairs = [
+        Pair(_kept(it, one), _kept(it, two), two["wish"], one["right"], two["right"])
+        for each in (kind, "known")
+        for one, two in zip(before[each], after[each], strict=True)
+        if "picture" in two
     ]
-    text = words["judged drawings"].format(word=WORD, new=NEW_ASKED, old=OLD_ASKED)
-    return Section(words["drawing accuracy"], (words["asked for"], words["before"], words["after"]), rows, text)
+    header = (w["asked for"], w["before"], w["after"])
+    return Section(w[f"learned {kind}"].format(**said), header, rows, text, pairs)
+
+
+def _kept(it: Demo, row: Mapping[str, Any]) -> ImageRef:
+    return ImageRef(str(it.out / row["picture"]))

@@ -13,10 +13,11 @@ from pathlib import Path
 from anymix.families.common import shards
 from anymix.train.report import journal, page
 from anymix.train.report.page import Section
+from anymix.train.report.pairs import Pair
 from anymix.train.report.samples import Sample
 from anymix.train.report.words import texts
 
-__all__ = ["Sample", "Section", "report"]
+__all__ = ["Pair", "Sample", "Section", "report"]
 
 
 def report(

@@ -13,10 +13,11 @@ import yaml
 
 from anymix.config import Adapter, Run
 from anymix.train.checkpoint import flat
-from anymix.train.report import curves, figures, pictures, samples
+from anymix.train.report import curves, figures, pairs, pictures, samples
 from anymix.train.report.journal import Record
 from anymix.train.report.markup import Html, folded, html, table, tag
 from anymix.train.report.numbers import duration, number, share
+from anymix.train.report.pairs import Pair
 from anymix.train.report.samples import Sample
 
 Words = Mapping[str, str]
@@ -36,6 +37,7 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     text: str = ""  # a paragraph above the table
+    pairs: Sequence[Pair] = ()  # pictures before and after, below it
 
 
 def whole(out: Path, record: Record, w: Words, shown: Sequence[Sample], sections: Sequence[Section],
@@ -43,7 +45,7 @@ def whole(out: Path, record: Record, w: Words, shown: Sequence[Sample], sections
     """The page as text."""
     name = out.resolve().name
     parts = [
-        *(_section(section) for section in sections),
+        *(_section(section, w) for section in sections),
         samples.cards(shown, w),
         pictures.part(out, record, w),
         _curves(record, w),
@@ -70,9 +72,10 @@ def _part(title: str, *inside: str) -> Html:
     return tag("section", tag("h2", title), *inside)
 
 
-def _section(section: Section) -> Html:
+def _section(section: Section, w: Words) -> Html:
     text = tag("p", section.text) if section.text else ""
-    return _part(section.title, text, table(section.header, section.rows) if section.rows else "")
+    rows = table(section.header, section.rows) if section.rows else ""
+    return _part(section.title, text, rows, pairs.sheet(section.pairs, w))
 
 
 # ----------------------------------------------------------------------------------------------- outcome

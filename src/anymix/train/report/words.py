@@ -99,6 +99,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "answer": ("answer", "回答"),
     "before": ("before training", "训练前"),
     "reference": ("reference", "参考答案"),
+    "pair before": ("before", "之前"),
+    "pair after": ("after", "之后"),
     "right": ("right", "正确"),
     "wrong": ("wrong", "错误"),
     "picture": ("picture of sample {number}", "示例 {number} 的图片"),
