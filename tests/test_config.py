@@ -102,3 +102,16 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_recipe(tmp_path: Pat
     recipe.write_text("train: {lrr: 1e-4}\n")
     with pytest.raises(ValueError, match="a.yaml: unknown key train.lrr"):
         load(recipe)
+
+
+def test_a_beat_is_steps_or_passes() -> None:
+    for value, expected in (("500", 500), ("1 epoch", "1 epoch"), ("0.5 epochs", "0.5 epochs"), ("", None)):
+        run = load({}, [f"previews.every={value}", f"train.save_every={value}", f"train.val_every={value}"])
+        assert {run.previews.every, run.train.save_every, run.train.val_every} == {expected}
+    assert load(load({}, ["previews.every=2 epochs"]).model_dump(mode="json")).previews.every == "2 epochs"
+
+
+@pytest.mark.parametrize("value", ["2 weeks", "0", "-3", "0 epochs", "1.5", "true", "epoch"])
+def test_what_is_no_beat_is_one_sentence(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^previews.every = .*: give optimizer steps, such as 500, or passes .*\"$"):
+        load({}, [f"previews.every={value}"])

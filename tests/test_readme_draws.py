@@ -23,8 +23,35 @@ def commands(readme: str) -> list[str]:
     return found[1].strip().splitlines()
 
 
+def python(readme: str) -> str:
+    (found,) = [b.split("```")[0] for b in (ROOT / readme).read_text().split("```python\n") if "open_image" in b]
+    return found
+
+
 def test_both_languages_type_the_same() -> None:
     assert commands("README.md") == commands("README.zh.md")
+    assert python("README.md") == python("README.zh.md")
+
+
+@pytest.mark.slow
+def test_the_python_lines_draw_with_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from families.tiny_pictures import tiny_sdxl
+
+    monkeypatch.chdir(tmp_path)
+    tiny_sdxl(tmp_path / "models" / "sdxl")
+    own = DiffusionPipeline.from_pretrained("models/sdxl")
+    with torch.no_grad():
+        own.unet.conv_in.weight.mul_(2)
+        own.vae.decoder.conv_out.weight.mul_(2)
+    own.unet.save_pretrained("runs/mine/unet")
+    own.vae.save_pretrained("models/sdxl-vae-fp16-fix")
+    lines = python("README.md")
+    assert "steps=30" in lines
+    exec(lines.replace("steps=30", "steps=2"), {})
+    assert Image.open("pokemon.png").getextrema() != ((0, 0),) * 3
 
 
 @pytest.mark.slow

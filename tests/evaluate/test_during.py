@@ -25,6 +25,7 @@ from anymix.evaluate.looking import Setting, looking
 from anymix.evaluate.previews import judged
 from anymix.families.contract import ImageFamily
 from anymix.train import checkpoint, prepare
+from anymix.train.beats import counting
 from anymix.train.checks import Checked, spaced
 from anymix.train.metrics import Picture
 from evaluate.painting import OBJECTIVE, Look, Painted, Painting, installed, paint, painted
@@ -126,6 +127,19 @@ def test_a_resume_keeps_the_start_and_a_lost_one_is_said_once(family: Painting, 
     assert all("grid" in values and "grid_gain" not in values for values in lost)
     assert len(heard) == 1 and "has no start to compare with" in heard[0]
     assert not (tmp_path / "grid_base.json").exists()
+
+
+def test_a_start_left_by_a_run_before_is_not_taken_for_this_ones(
+    family: Painting, rows: Painted, tmp_path: Path
+) -> None:
+    """A run that was cut off before its first save leaves its start behind, of a model that may be another."""
+    for make in (grid_loss, drift):
+        make(setting_of(rows, []))(family, tmp_path, 0)
+    learn(family, rows, 20)
+    anew = {}
+    for make in (grid_loss, drift):
+        anew |= make(setting_of(rows, []))(family, tmp_path, 0).values
+    assert anew["grid_gain"] == anew["drift"] == anew["drift_weights"] == 0
 
 
 def test_other_rows_have_no_start_in_common(family: Painting, rows: Painted, tmp_path: Path) -> None:
@@ -510,14 +524,14 @@ def test_a_family_that_does_not_draw_is_left_alone() -> None:
 
 
 def test_a_spaced_check_is_due_once_in_every_so_many_steps() -> None:
-    def called(steps: list[int], every: int | None, last: int = 1000) -> list[int]:
+    def called(steps: list[int], every: int | str | None, last: int = 1000) -> list[int]:
         seen: list[int] = []
 
         def check(family: Any, out: Path, step: int) -> Checked:
             seen.append(step)
             return Checked()
 
-        due = spaced(check, every, last)
+        due = spaced(check, every and counting(every, 5, 1), last)
         for step in steps:
             due(None, Path(), step)  # type: ignore[arg-type]
         return seen
@@ -528,6 +542,7 @@ def test_a_spaced_check_is_due_once_in_every_so_many_steps() -> None:
     assert called([300, 400, 450], 200) == [400]  # after a resume
     assert called([0, 90, 95], 200, last=95) == [0, 95]
     assert called([0, 1, 2], None) == [0, 1, 2]
+    assert called([0, 5, 9, 10, 20], "2 epochs") == [0, 10, 20]
 
 
 def test_the_setting_is_that_of_the_run(rows: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

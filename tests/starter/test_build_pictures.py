@@ -29,7 +29,13 @@ def seer():
 @pytest.mark.slow
 def test_a_short_build_is_three_folders_their_scores_and_a_log(tmp_path):
     said = []
-    table = make.build(tmp_path / "mine", recipes=SHORT, first=vae.Recipe(2, pictures=2), each=1, say=said.append)
+    table = make.build(
+        tmp_path / "mine",
+        recipes=SHORT,
+        seer=[vae.Recipe(2, pictures=2), vae.Recipe(1, pictures=2, decoder=True)],
+        each=1,
+        say=said.append,
+    )
     assert set(table) == set(KINDS)
     for kind in KINDS:
         pipeline = DiffusionPipeline.from_pretrained(tmp_path / "mine" / kind, torch_dtype=torch.float32)

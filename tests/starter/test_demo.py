@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw
 
 from anymix import config
 from anymix.cli import app
-from anymix.starter import demo, lesson, page, score
+from anymix.families.common.folders import STARTERS
+from anymix.starter import demo, drawn, lesson, page, pictures, score, sight
 from anymix.starter.build import make
+from anymix.starter.build.diffusion import make as pipelines
 from anymix.starter.demo import Demo, Stopped
 from anymix.starter.phrases import PHRASES
 
@@ -154,8 +156,35 @@ def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_score_is_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = score.questions
     monkeypatch.setattr(score, "questions", lambda each: {"background": real(1)["background"]})
-    app(["demo", "--score", "--device", "cpu"], standalone_mode=False)
-    assert "| background | 1 | 1 | 100.0 % |" in capsys.readouterr().out
+    app(["demo", "--score", "--starter", "internvl2", "--device", "cpu"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert said.startswith("starter:internvl2\n") and "| background | 1 | 1 | 100.0 % |" in said
+
+
+def test_the_score_of_one_that_draws_is_a_table_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wish = drawn.Wish("red", "circle", "blue", "large", "centre")
+    monkeypatch.setattr(pictures, "test_sheet", lambda each: {"new pairs": (wish,)})
+    app(["demo", "--score", "--starter", "sd15", "--device", "cpu"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert said.startswith("starter:sd15\n") and f"| new pairs | 1 |{' 100.0 |' * 6}" in said
+
+
+def test_without_a_name_every_starter_is_scored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All there are in the package, each from its own folder."""
+    monkeypatch.setattr(score, "score", lambda model, device, show: [score.Score(model, 1, 1)])
+    tally = pictures.Tally("a", 1, dict.fromkeys((*sight.TRAITS, "all"), 1))
+    scored: list[str] = []
+    monkeypatch.setattr(pictures, "score_pictures", lambda model, show, device: scored.append(model) or [tally])
+    app(["demo", "--score"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert {line for line in said.splitlines() if line.startswith("starter:")} == {
+        f"starter:{path.name}" for path in STARTERS.iterdir() if path.is_dir()
+    }
+    assert scored == ["starter:sdxl", "starter:sd3", "starter:sd15"] and "| starter:internvl2 | 1 | 1 |" in said
 
 
 def test_a_rebuild_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +193,16 @@ def test_a_rebuild_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     app(["demo", "--rebuild", "--out", str(tmp_path / "mine"), "--seed", "3"], standalone_mode=False)
     app(["demo", "--rebuild"], standalone_mode=False)
     assert asked == [(tmp_path / "mine", 3), (Path("runs/starter-0"), 0)]
+
+
+def test_a_rebuild_of_one_that_draws_is_of_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(pipelines, "build", lambda out, seed, kinds, say: asked.append((out, seed, kinds)))
+    app(
+        ["demo", "--rebuild", "--starter", "sd3", "--out", str(tmp_path / "mine"), "--seed", "3"], standalone_mode=False
+    )
+    app(["demo", "--rebuild", "--starter", "sdxl"], standalone_mode=False)
+    assert asked == [(tmp_path / "mine", 3, ["sd3"]), (Path("runs/starter-sdxl-0"), 0, ["sdxl"])]
 
 
 def test_every_phrase_has_the_same_blanks_in_both_languages() -> None:
@@ -184,6 +223,9 @@ def test_every_phrase_has_the_same_blanks_in_both_languages() -> None:
         (["--out", "thesis"], "holds no demo"),
         (["thesis/thesis.txt"], "thesis.txt"),
         (["--rebuild", "--out", "thesis"], "is there already"),
+        (["--rebuild", "--starter", "sdxl", "--out", "thesis"], "is there already"),
+        (["--score", "--starter", "sd9"], "there is no starter sd9, expected internvl2, sdxl, sd3 or sd15"),
+        (["--starter", "sdxl"], "without --score or --rebuild the demo has no use for --starter"),
         (["--device", "quantum"], "quantum"),
     ],
 )

@@ -195,6 +195,19 @@ def test_texts_and_pictures_that_repeat_are_encoded_once(filled, tmp_path):
     assert made(filled(rows, plan())) == (3, 1, 0)
 
 
+def test_a_picture_in_two_data_sets_is_kept_as_each_sees_and_calls_it(filled, tmp_path):
+    """One folder in two data sets of a kohya file, at two sizes, is how people train at several resolutions."""
+    row, how = captions(tmp_path / "p", 1)[0], plan(crop="random", flip=True)
+    rows = [row, replace(row, look=(("resolution", 16),)), replace(row, dropout=1.0), replace(row, mask=row.image)]
+    how = replace(how, masked=True)
+    drawn_of = Codec(replace(how, kept=filled(rows, how).kept))
+    for each in rows:
+        for seed in range(20):
+            tensors = drawn_of.encode(each, seed).frames[0].tensors
+            assert {"moments", "text.text"} <= tensors.keys() and "pixels" not in tensors
+    assert made(filled(rows, how)) == (0, 0, 0)
+
+
 def test_other_weights_or_another_type_are_another_cache(filled, tmp_path):
     rows = captions(tmp_path, 2)
     assert made(filled(rows, plan())) == (2, 2, 0)

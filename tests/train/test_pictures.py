@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from torch import Tensor
 import anymix
 from anymix.families.sdxl.family import StableDiffusionXL as SDXL
 from anymix.train import checkpoint, optim
+from anymix.train.checks import Checked
+from anymix.train.dry_run import forecast
+from anymix.train.ema import Ema
 from anymix.train.prepare import prepare
 from sketches import pictures_opened
 
@@ -134,6 +138,7 @@ def test_resume_is_bitwise_with_a_mean(draw: Draw, tmp_path: Path, adapter: Any)
 
     with pytest.raises(_Cut):
         train(cut, show=show)
+    shutil.rmtree(tmp_path / "cache")  # `anymix cache clear` in between: all is made anew, and is the same
     train(cut)
     assert losses(whole) == losses(cut)
     assert apart(weights(whole), weights(cut)) == 0
@@ -230,6 +235,14 @@ def test_text_encoders_train_where_they_are_asked_to(draw: Draw) -> None:
     assert any(name.startswith("text_encoder_2.") for name in weights(run))
 
 
+@pytest.mark.parametrize("parts", ["text_encoder.*", "text_encoder*"])
+def test_text_encoders_train_in_half_precision(draw: Draw, parts: str) -> None:
+    """The first encoder's last block, which nobody reads, gets fp32 from the blocks that train."""
+    run = draw(f"train.unfreeze=['{parts}']", "model.dtype=bf16")
+    train(run)
+    assert all(torch.isfinite(value).all() for value in weights(run).values()) and len(losses(run)) == 2
+
+
 def test_what_it_writes_diffusers_opens(draw: Draw) -> None:
     from diffusers import StableDiffusionXLPipeline
 
@@ -300,6 +313,73 @@ def test_tags_are_shuffled_where_a_recipe_says_so(draw: Draw) -> None:
     assert (ready.rows[0].shuffle, ready.rows[0].keep) == (True, 1)
 
 
+def test_noise_is_not_predicted_where_there_is_nothing_else(draw: Draw) -> None:
+    """epsilon with zero terminal SNR trains without a word and draws from a step that tells nothing."""
+    with pytest.raises(ValueError, match="the last timestep is pure noise.*set objective.prediction=v"):
+        train(draw("objective.zero_terminal_snr=true"))
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[anymix.Run], Any]:
+    """A dry run: -> (forecast, what was said, frames of each forward, pictures encoded); it may leave nothing."""
+
+    def call(run: anymix.Run) -> Any:
+        frames: list[int] = []
+        encoded: list[int] = []
+        loss, encode = SDXL.loss, SDXL.encode
+
+        def counted(self: Any, batch: Any) -> Tensor:
+            frames.append(sum(len(t) for name, t in batch.tensors.items() if name.endswith("/noise")))
+            assert not any(name.endswith("/pixels") for name in batch.tensors)
+            return loss(self, batch)
+
+        def seen(self: Any, pixels: Tensor) -> Tensor:
+            encoded.append(len(pixels))
+            return encode(self, pixels)
+
+        monkeypatch.setattr(SDXL, "loss", counted)
+        monkeypatch.setattr(SDXL, "encode", seen)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+        (tmp_path / "tmp").mkdir(exist_ok=True)
+        before, said = files_in(tmp_path), []  # type: ignore[var-annotated]
+        found = forecast(run, say=said.append)
+        assert files_in(tmp_path) == before and not any((tmp_path / "tmp").iterdir())
+        assert not (tmp_path / "cache").exists() and not Path(run.train.out).exists()
+        return found, said, frames, sum(encoded)
+
+    return call
+
+
+def test_a_dry_run_fills_no_cache(draw: Draw, rehearsed: Any) -> None:
+    """Eight pictures with eight views each; only the largest is encoded, and a step is what a step will be."""
+    found, said, frames, encoded = rehearsed(draw())
+    assert (found.longest_size, found.steps, frames) == (32 * 32, 2, [2, 2, 2, 2])
+    assert 0 < encoded <= 8 and not any("cache" in line for line in said)
+    assert any(line.startswith("times from picture to noise") for line in said)
+
+
+def test_a_dry_run_holds_the_running_mean_too(draw: Draw, rehearsed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    means: list[int] = []
+    monkeypatch.setattr(Ema, "update", lambda self, updates: means.append(sum(t.numel() for t in self.mean.values())))
+    rehearsed(draw("train.ema=0.9"))
+    assert len(means) == 2 and min(means) > 10_000
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_dry_run_counts_class_pictures_and_draws_none(
+    draw: Draw, rehearsed: Any, album: Path, tmp_path: Path, there: bool
+) -> None:
+    where = album if there else tmp_path / "none"
+    prior = {"class_prompt": "a thing", "class_path": str(where), "class_images": 8}
+    _, said, frames, encoded = rehearsed(draw(dreambooth=prior))
+    assert frames == [4, 4, 4, 4] and encoded <= 16
+    assert any("stands in" in line for line in said) is not there
+
+
 def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path) -> None:
     """White everywhere is no mask at all; a corner alone has another error than the whole."""
     found = {}
@@ -321,11 +401,41 @@ def test_what_a_mask_leaves_white_is_what_is_learned(draw: Draw, tmp_path: Path)
     assert abs(found["corner", True][0] / found["corner", False][0] - 1) > 1e-3
 
 
+def saved_steps(run: anymix.Run) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoint.steps(Path(run.train.out))]
+
+
 def test_previews_come_when_asked_though_nothing_is_saved_then(draw: Draw) -> None:
     """Weights are saved first, and a step without a preview or a save is neither."""
-    run = draw("train.steps=4", "train.save_every=4", "previews.every=2", "train.keep=9")
+    run, there = draw("train.steps=4", "train.save_every=4", "previews.every=2"), {}
+
+    def check(family: Any, out: Path, step: int) -> Checked:
+        there[step] = saved_steps(run)
+        return Checked()
+
+    train(run, checks=lambda ready, say: [check])
+    assert there == {0: [], 2: [2], 4: [4]}
+
+
+def test_what_is_saved_for_a_preview_pushes_out_nothing_that_was_asked_for(draw: Draw) -> None:
+    """`keep` of `save_every` are kept, however often pictures are drawn in between."""
+    run = draw("train.steps=5", "train.save_every=2", "train.keep=3", "previews.every=1", adapter={"rank": 2})
     train(run)
-    assert [path.name for path in checkpoint.steps(Path(run.train.out))] == ["step-000002", "step-000004"]
+    assert saved_steps(run) == [2, 4, 5]
+    assert all((path / "pytorch_lora_weights.safetensors").exists() for path in checkpoint.steps(Path(run.train.out)))
+
+
+def test_previews_and_saves_by_passes(draw: Draw) -> None:
+    """Eight pictures, two a step: a pass is four steps."""
+    run, looked = draw("train.accumulate=1", "train.steps=9", "train.keep=9", "train.save_every=2 epochs",
+                       "previews.every=1 epoch"), []  # fmt: skip
+
+    def check(family: Any, out: Path, step: int) -> Checked:
+        looked.append((step, saved_steps(run)))
+        return Checked()
+
+    train(run, checks=lambda ready, say: [check])
+    assert looked == [(0, []), (4, [4]), (8, [8]), (9, [8, 9])]
 
 
 def test_a_lora_says_how_it_was_made(draw: Draw, album: Path) -> None:

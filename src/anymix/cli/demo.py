@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,16 +17,27 @@ from anymix.cli.bars import bar, progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+STARTERS = ("internvl2", "sdxl", "sd3", "sd15")  # models in the package
+
 
 def demo(
     pictures: Annotated[list[str] | None, typer.Argument(help="Pictures of your own to ask about.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for all it makes; default runs/demo.")] = None,
     lang: Annotated[str | None, typer.Option(help="en or zh; default: the language of this machine.")] = None,
     device: options.Device = "auto",
-    score: Annotated[bool, typer.Option("--score", help="Only the score table of the model, again.")] = False,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Train the model itself again, into --out; some 25 minutes on one core.")
+    score: Annotated[
+        bool, typer.Option("--score", help="Only the score tables, again; half an hour on one core for all starters.")
     ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Train a starter again, into --out; internvl2 25 minutes on one core, others an hour."
+        ),
+    ] = False,
+    starter: Annotated[
+        str | None,
+        typer.Option(help=f"Of {', '.join(STARTERS)}: for --score (default all) and --rebuild (default internvl2)."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="For --rebuild: of its weights and pictures.")] = None,
 ) -> None:
     """See it work: answers about pictures, a word it does not know, a LoRA that teaches it, a report. No network."""
@@ -35,10 +46,13 @@ def demo(
     _refuse("--score", score, {"pictures": pictures, "--out": out, "--lang": lang})
     _refuse("--rebuild", rebuild, {"pictures": pictures, "--lang": lang, "--device": device != "auto"})
     _refuse("without --rebuild the demo", not rebuild, {"--seed": seed is not None})
+    _refuse("without --score or --rebuild the demo", not (score or rebuild), {"--starter": starter is not None})
+    if starter not in (None, *STARTERS):
+        raise ValueError(f"there is no starter {starter}, expected {', '.join(STARTERS[:-1])} or {STARTERS[-1]}")
     if score:
-        _score(device)
+        _score([starter] if starter else STARTERS, device)
     elif rebuild:
-        _rebuild(Path(out or f"runs/starter-{seed or 0}"), seed or 0)
+        _rebuild(starter or STARTERS[0], out, seed or 0)
     else:
         _demo([_picture(path) for path in pictures or []], Path(out or "runs/demo"), lang, device)
 
@@ -85,17 +99,30 @@ def _demo(pictures: list[Path], out: Path, lang: str | None, device: str) -> Non
             raise typer.Exit(130) from None
 
 
-def _score(device: str) -> None:
-    from anymix.starter.demo import MODEL
-    from anymix.starter.score import as_markdown
-    from anymix.starter.score import score as ask
-
-    with bar("questions") as show:
-        table = ask(MODEL, device=device, show=show)
-    typer.echo(as_markdown(table))
+def _score(starters: Sequence[str], device: str) -> None:
+    """A table each, as soon as it is there."""
+    for name in starters:
+        typer.echo(f"starter:{name}\n")
+        typer.echo(f"{_table(name, device)}\n")
 
 
-def _rebuild(out: Path, seed: int) -> None:
-    from anymix.starter.build.make import build
+def _table(name: str, device: str) -> str:
+    from anymix.starter import pictures, score
 
-    build(out, seed, say=typer.echo)
+    model = f"starter:{name}"
+    if name == STARTERS[0]:
+        with bar("questions") as show:
+            return score.as_markdown(score.score(model, device=device, show=show))
+    with bar("pictures") as show:
+        return pictures.as_markdown(pictures.score_pictures(model, show=show, device=device))
+
+
+def _rebuild(name: str, out: str | None, seed: int) -> None:
+    if name == STARTERS[0]:
+        from anymix.starter.build import make
+
+        make.build(Path(out or f"runs/starter-{seed}"), seed, say=typer.echo)
+    else:
+        from anymix.starter.build.diffusion import make as pipelines
+
+        pipelines.build(Path(out or f"runs/starter-{name}-{seed}"), seed, [name], say=typer.echo)

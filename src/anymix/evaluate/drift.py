@@ -47,7 +47,7 @@ def drift(setting: Setting, prompts: Sequence[str] = ()) -> Check:
         nonlocal told
         assert isinstance(family, ImageFamily)
         with looking(family, setting.device, setting.dtype):
-            base = _read(out / FILE, asked)
+            base = _read(out / FILE, asked) if step else None  # step 0 is this run's start, whatever lies there
             if base is None and base_is_known(family.net, step):
                 with switched_off(family.net):
                     base = _predictions(family, asked, setting) | _samples(family.net)

@@ -20,8 +20,8 @@ from anymix.train.prepare import Prepared
 
 
 def checks(ready: Prepared, say: Say, previews: Sequence[Check] = ()) -> list[Check]:
-    """Previews, judged, then loss by time and drift, every `previews.every` steps; previews as they were given where
-    `previews.checks` is off, or the family does not draw.
+    """Previews, judged, then loss by time and drift, as often as `previews.every` says; previews as they were given
+    where `previews.checks` is off, or the family does not draw.
 
     A run is looked at before step 1 too: what it is compared with is measured there."""
     run, found = ready.run, list(previews)
@@ -29,7 +29,8 @@ def checks(ready: Prepared, say: Say, previews: Sequence[Check] = ()) -> list[Ch
         setting = setting_of(ready, say)
         classes = [run.dreambooth.class_prompt] if run.dreambooth and run.dreambooth.class_prompt else []
         found = [*(judged(check, setting) for check in found), grid_loss(setting), drift(setting, classes)]
-    return [spaced(check, run.previews.every, ready.steps) for check in found]
+    beats = None if run.previews.every is None else ready.beats(run.previews.every)
+    return [spaced(check, beats, ready.steps) for check in found]
 
 
 def setting_of(ready: Prepared, say: Say) -> Setting:

@@ -59,7 +59,7 @@ def grid_loss(setting: Setting) -> Check:
         with looking(family, setting.device, setting.dtype):
             if not stills or _encoders_train(family):
                 stills[:] = [_encoded(family, row, setting) for row in rows]
-            base = _read(out / GRID_FILE, [row.key for row in rows])
+            base = _read(out / GRID_FILE, [row.key for row in rows]) if step else None  # step 0 is this run's start
             if base is None and base_is_known(family.net, step):
                 with switched_off(family.net):
                     base = _errors(family, stills, setting)

@@ -18,6 +18,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from anymix.device import pick
+from anymix.families.common.folders import resolve
 from anymix.starter import drawn, sight
 
 NEW_PAIRS, KNOWN_PAIRS = 512, 256
@@ -48,10 +50,14 @@ def test_sheet(each: int | None = None) -> dict[str, tuple[drawn.Wish, ...]]:
 
 
 def score_pictures(
-    model: str | Path, each: int | None = None, show: Callable[[int, int], None] | None = None
+    model: str | Path,
+    each: int | None = None,
+    show: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> list[Tally]:
     """Have the pipeline of a folder draw the sheet, and judge. `show` gets (drawn, of how many)."""
-    pipeline = DiffusionPipeline.from_pretrained(str(model), torch_dtype=torch.float32, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(str(resolve(model)), torch_dtype=torch.float32, local_files_only=True)
+    pipeline.to(pick(device).handle)
     groups = test_sheet(each)
     total, done = sum(map(len, groups.values())), 0
     table = []

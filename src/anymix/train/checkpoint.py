@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,10 @@ def save(
     run: Mapping[str, Any],
     keep: int,
     mean: Mapping[str, Tensor] | None = None,
+    lasting: Callable[[int], bool] = lambda step: True,
 ) -> Path:
-    """Write the checkpoint of `progress.step`, then drop all but the newest `keep`."""
+    """Write the checkpoint of `progress.step`, then drop all others but the newest `keep` of those that are `lasting`
+    by their step: one made between two of them, for a preview or when asked to stop, must not push one of them out."""
     root = out / "checkpoints"
     final = root / f"step-{progress.step:06d}"
     beside = root / f".{final.name}.tmp"
@@ -79,7 +81,8 @@ def save(
         final.rename(old)
     beside.rename(final)
     shards.sync_folder(root)
-    for unneeded in (old, *steps(out)[:-keep]):
+    kept = [folder for folder in steps(out) if lasting(int(folder.name.removeprefix("step-")))][-keep:]
+    for unneeded in (old, *(folder for folder in steps(out) if folder not in (*kept, final))):
         discard(unneeded)
     return final
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from anymix.device import Device, rng_state, set_rng_state
 from anymix.families.contract import Family
+from anymix.train.beats import Beats
 from anymix.train.gathering import Say
 from anymix.train.metrics import Picture, Tracker
 from anymix.train.prepare import Prepared
@@ -46,15 +47,15 @@ def look(
         set_rng_state(device, drawn)
 
 
-def spaced(check: Check, every: int | None, last: int) -> Check:
-    """The check at the first save in every `every` steps, before step 1 and at step `last`; None: at every save."""
+def spaced(check: Check, beats: Beats | None, last: int) -> Check:
+    """The check at the first save in every beat, before step 1 and at step `last`; None: at every save."""
     before: int | None = None
 
     def due(family: Family, out: Path, step: int) -> Checked:
         nonlocal before
         since = step - 1 if before is None else before
         before = step
-        wanted = every is None or step in (0, last) or step // every > since // every
+        wanted = beats is None or step in (0, last) or beats(step) > beats(since)
         return check(family, out, step) if wanted else Checked()
 
     return due

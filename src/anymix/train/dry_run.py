@@ -1,7 +1,12 @@
-"""`train --dry-run`: one real step on the longest row, and what it says about the whole run. Nothing is written."""
+"""`train --dry-run`: one real step on the longest row, and what it says about the whole run.
+
+Nothing is written where the run would write: what a family that draws keeps of its encoders goes to a folder of the
+system for temporary files, for the longest row alone, and goes with it.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -9,6 +14,7 @@ from anymix.config import Run
 from anymix.data.loader import Split
 from anymix.device import peak_memory, pick, ranks, reset_peak_memory, synchronize
 from anymix.train import optim
+from anymix.train.ema import Ema
 from anymix.train.gathering import Say
 from anymix.train.prepare import Prepared, prepare
 
@@ -34,21 +40,27 @@ def forecast(run: Run, say: Say = print) -> Forecast:
     """Prepare the run and take two steps with every row replaced by the longest: one warms up, one is measured.
 
     One process stands for all: with nproc of them each needs about this memory, and they share the steps."""
+    with tempfile.TemporaryDirectory(prefix="anymix-dry-run-") as folder:
+        cache = run.cache.model_copy(update={"path": folder})
+        return _forecast(run.model_copy(update={"cache": cache}), say)
+
+
+def _forecast(run: Run, say: Say) -> Forecast:
     device = pick(run.device)
     say(f"device: {device.reason}")
-    ready = prepare(run, device, ranks.Ranks(), say)
+    ready = prepare(run, device, ranks.Ranks(), say, dry=True)
+    mean = None if run.train.ema is None else Ema(ready.family.net, run.train.ema)
     whole = Split(run.train.batch, run.train.accumulate, 0, max(run.nproc, ranks.here().world))
     steps = run.train.steps or whole.steps(len(ready.rows), run.train.epochs)
     since = reset_peak_memory(device)
-    _step(ready)
+    _step(ready, mean)
     synchronize(device)
     began = time.perf_counter()
-    _step(ready)
+    _step(ready, mean)
     synchronize(device)
     seconds = time.perf_counter() - began
-    longest = ready.found.verdict.lengths.index(max(ready.found.verdict.lengths))
     return Forecast(
-        longest_key=ready.rows.key(longest),
+        longest_key=ready.rows.key(ready.found.longest),
         longest_size=max(ready.found.verdict.lengths),
         unit=ready.found.unit,
         peak_bytes=peak_memory(device),
@@ -58,9 +70,10 @@ def forecast(run: Run, say: Say = print) -> Forecast:
     )
 
 
-def _step(ready: Prepared) -> None:
+def _step(ready: Prepared, mean: Ema | None) -> None:
     codec, split = ready.family.codec, ready.split
-    longest = ready.found.verdict.lengths.index(max(ready.found.verdict.lengths))
-    item = codec.encode(ready.rows[longest], 0)
+    item = codec.encode(ready.rows[ready.found.longest], 0)
     optim.set_rate(ready.stepper.optimizer, 0.0)
     ready.stepper.take([codec.collate([item] * split.batch) for _ in range(split.accumulate)])
+    if mean is not None:
+        mean.update(1)

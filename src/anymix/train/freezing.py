@@ -44,11 +44,15 @@ def _nearest(net: nn.Module, glob: str) -> str:
     return f", did you mean {close[0]}.*?" if close else f"; names begin with {', '.join(stems[:4])}"
 
 
-def settle_precision(net: nn.Module, compute: torch.dtype) -> None:
-    """fp32 for what trains, `compute` for what does not, one parameter at a time."""
-    for parameter in net.parameters():
+def settle_precision(net: nn.Module, compute: torch.dtype, among: Sequence[str] = ()) -> None:
+    """fp32 for what trains, `compute` for what does not, one parameter at a time.
+
+    `among`: globs of what stands frozen among what trains, and stays in fp32 with it: a norm of an idle block gets
+    fp32 from the blocks before it, and a CPU refuses to mix that with bf16."""
+    wide = {name for glob in among for name in matching(net, glob)}
+    for name, parameter in net.named_parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute)
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad or name in wide else compute)
 
 
 def summary(net: nn.Module) -> str:

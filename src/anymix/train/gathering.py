@@ -30,6 +30,11 @@ class Gathered:
     skipped_held: Skipped  # validation rows left out
 
     @property
+    def longest(self) -> int:
+        """Index of the largest row."""
+        return self.verdict.lengths.index(max(self.verdict.lengths))
+
+    @property
     def largest(self) -> str:
         """The largest row, for people."""
         return f"the largest has {max(self.verdict.lengths):,} {self.unit}"

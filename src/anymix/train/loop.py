@@ -175,7 +175,7 @@ def _steps(loop: _Loop) -> str:
     if _waited_enough(loop):
         return "early stop"  # it had ended so before
     todo = range(loop.progress.step, ready.steps)
-    if loop.progress.step and _due(loop.progress.step, run.train.val_every, ready) and _validate(loop):
+    if loop.progress.step and ready.due(loop.progress.step, run.train.val_every) and _validate(loop):
         return "early stop"  # the run was cut off between saving and validating
     if loop.progress.step == 0:
         _look(loop)
@@ -189,23 +189,19 @@ def _steps(loop: _Loop) -> str:
         clock = time.perf_counter()
         done = loop.progress.step
         stopping = ranks.sum_float(float(loop.stop.is_set())) > 0
-        if _due(done, run.train.save_every, ready) or _shown(done, ready) or stopping:
+        if ready.due(done, run.train.save_every) or _shown(done, ready) or stopping:
             _save(loop)  # previews too are drawn of what is saved
         if stopping:
             loop.say(f"asked to stop: step {done} is saved")
             return "stopped"
-        if _due(done, run.train.val_every, ready) and _validate(loop):
+        if ready.due(done, run.train.val_every) and _validate(loop):
             return "early stop"
     return "finished"
 
 
-def _due(step: int, every: int | None, ready: Prepared) -> bool:
-    return step == ready.steps or (step in ready.epoch_ends if every is None else step % every == 0)
-
-
 def _shown(step: int, ready: Prepared) -> bool:
     every = ready.run.previews.every
-    return every is not None and isinstance(ready.family, ImageFamily) and step % every == 0
+    return every is not None and isinstance(ready.family, ImageFamily) and ready.due(step, every)
 
 
 def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: float) -> None:
@@ -253,6 +249,7 @@ def _save(loop: _Loop) -> None:
             rng=states,
             run=loop.run.model_dump(mode="json"),
             keep=loop.run.train.keep,
+            lasting=lambda step: ready.due(step, loop.run.train.save_every),
             mean={name: p.cpu() for name, p in loop.ema.mean.items()} if loop.ema else None,
         )
         with loop.to_use():

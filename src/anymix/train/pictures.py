@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from anymix.adapters.details import Details, count_tags, of_run
-from anymix.config import Objective, Run
+from anymix.config import DreamBooth, Objective, Run
 from anymix.data import buckets, dreambooth
 from anymix.data.buckets import Bucketed
 from anymix.data.captions import Rows
@@ -28,7 +28,7 @@ from anymix.data.views import Look
 from anymix.device import Device, ranks
 from anymix.families.common.pictures import Plan
 from anymix.families.contract import Family, ImageFamily
-from anymix.objectives import diffusion, flow
+from anymix.objectives import diffusion
 from anymix.objectives.diffusion import Diffusion
 from anymix.objectives.flow import Flow
 from anymix.train import encode
@@ -63,9 +63,15 @@ def objective(run: Run, family: ImageFamily) -> Diffusion | Flow:
         shift = own.shift if asked.shift is None else asked.shift
         return replace(own, **_chosen(asked, OF_FLOW), shift=shift, noise_offset=asked.noise_offset)
     base = diffusion.from_scheduler(family.scheduler, asked.zero_terminal_snr)
+    prediction = asked.prediction or own.prediction
+    if prediction == "epsilon" and float(base.alphas_cumprod[-1]) == 0:
+        raise ValueError(
+            "with zero terminal SNR the last timestep is pure noise: predicting that (epsilon) tells nothing of a "
+            "picture, and drawing starts there; set objective.prediction=v, or objective.zero_terminal_snr=false"
+        )
     return replace(
         base,
-        prediction=asked.prediction or own.prediction,
+        prediction=prediction,
         snr_gamma=asked.snr_gamma,
         noise_offset=asked.noise_offset,
         **_chosen(asked, ("bias", "bias_multiplier", "bias_portion", "bias_range")),
@@ -111,11 +117,16 @@ def draw_missing(
             f"there are {len(there)} of the {asked.class_images} class pictures of dreambooth.class_images in "
             f"{folder}; `anymix train` draws those missing, or lower dreambooth.class_images"
         )
+    prompt = _class_prompt(asked)
+    ranks.barrier()  # all have counted before anyone draws
+    draw(family, folder, prompt, asked.class_images - len(rows.classes), device, dtype, me)
+    ranks.barrier()
+
+
+def _class_prompt(asked: DreamBooth) -> str:
     if not asked.class_prompt:
         raise ValueError("dreambooth.class_prompt is not set; say what the class is called, such as: a photo of a dog")
-    ranks.barrier()  # all have counted before anyone draws
-    draw(family, folder, asked.class_prompt, asked.class_images - len(rows.classes), device, dtype, me)
-    ranks.barrier()
+    return asked.class_prompt
 
 
 def beside(run: Run, family: ImageFamily, found: Gathered) -> Gathered:
@@ -130,6 +141,24 @@ def beside(run: Run, family: ImageFamily, found: Gathered) -> Gathered:
         return found
     check_pictures(classes, look(run, family), grain=family.grain)
     return replace(found, rows=dreambooth.with_prior(rows, classes, asked.prior_weight if asked else 1.0))
+
+
+def beside_one(run: Run, family: ImageFamily, found: Gathered, say: Say) -> Gathered:
+    """`beside` for a dry run: one class picture at most, and the largest row in its place while there is none."""
+    whole = beside(run, family, found)
+    rows, asked = captions_of(whole.rows), run.dreambooth
+    if rows.prior:
+        return replace(whole, rows=rows.with_prior(rows.prior[:1], rows.prior_weight))
+    if asked is None:
+        return whole
+    say(f"no class pictures lie in {class_folder(run)} yet: the largest picture stands in for one")
+    largest = replace(rows[whole.longest], texts=(_class_prompt(asked),))
+    return replace(whole, rows=rows.with_prior((largest,), asked.prior_weight))
+
+
+def alone(found: Gathered) -> Gathered:
+    """The largest row and nothing else: all that a dry run has encoded."""
+    return replace(found, rows=found.rows.take([found.longest]), held=None)
 
 
 def captions_of(rows: object) -> Rows:
@@ -170,7 +199,6 @@ def encode_once(
         say(str(filled))
         made = replace(made, kept=filled.kept)
     family.codec = family.codec.training(made)
-    say(flow.histogram(made.objective))
 
 
 def details(run: Run, found: Gathered, step: int, more: Mapping[str, str]) -> Details:

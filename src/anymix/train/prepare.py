@@ -17,7 +17,9 @@ from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
 from anymix.families.contract import Family, ImageFamily
-from anymix.train import early, freezing, gathering, optim, pictures
+from anymix.objectives import flow
+from anymix.train import beats, early, freezing, gathering, optim, pictures
+from anymix.train.beats import Beats
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
 
@@ -43,12 +45,13 @@ class Prepared:
         """Rows to train on."""
         return self.found.rows
 
-    @property
-    def epoch_ends(self) -> frozenset[int]:
-        """Steps after which a pass over the rows is complete."""
-        per_epoch = len(self.rows) / self.split.rows
-        count = int(self.steps / per_epoch + 1e-9)
-        return frozenset(-int(-per_epoch * (e + 1) // 1) for e in range(count)) | {self.steps}
+    def beats(self, every: int | str) -> Beats:
+        """How often what comes every so many steps, or passes over the rows, has been due."""
+        return beats.counting(every, len(self.rows), self.split.rows)
+
+    def due(self, step: int, every: int | str | None) -> bool:
+        """Whether that is so at the end of a step; None: of every pass. The last step counts always."""
+        return step == self.steps or beats.due(step, self.beats("1 epoch" if every is None else every))
 
 
 def compute_dtype(name: str, device: Device) -> torch.dtype:
@@ -57,20 +60,26 @@ def compute_dtype(name: str, device: Device) -> torch.dtype:
 
 
 def prepare(
-    run: Run, device: Device, me: ranks.Ranks, say: Say, draw_class: pictures.DrawClass | None = None
+    run: Run,
+    device: Device,
+    me: ranks.Ranks,
+    say: Say,
+    draw_class: pictures.DrawClass | None = None,
+    dry: bool = False,
 ) -> Prepared:
     """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong.
 
-    `draw_class` draws class pictures where a recipe asks for more than there are."""
+    `draw_class` draws class pictures where a recipe asks for more than there are. `dry`: no step will be taken but on
+    the largest row, so of pictures only that is encoded, and no class picture is drawn."""
     early.check(run)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
     _check(run, family)
     found, dtype = gathering.gather(run, family, me, say), compute_dtype(run.model.dtype, device)
-    if isinstance(family, ImageFamily):
+    if isinstance(family, ImageFamily) and not dry:
         pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
     _choose_what_trains(run, family, say)
-    freezing.settle_precision(family.net, dtype)
+    freezing.settle_precision(family.net, dtype, family.idle if run.adapter is None else ())
     if isinstance(family, ImageFamily):
         family.rest()
     family.net.to(device.handle)
@@ -81,13 +90,19 @@ def prepare(
     order: Stream = Order(len(found.rows), run.train.seed, run.data.shuffle)
     optimizer = optim.build(family.net, run.train, device)
     if isinstance(family, ImageFamily):
-        found = pictures.beside(run, family, found)
+        found = pictures.beside_one(run, family, found, say) if dry else pictures.beside(run, family, found)
         order = pictures.order(run, found.verdict, split, say)
-        pictures.encode_once(run, family, found, device, dtype, me, say)
+        wanted, tell = (pictures.alone(found), _silent) if dry else (found, say)
+        pictures.encode_once(run, family, wanted, device, dtype, me, tell)
+        say(flow.histogram(family.objective))
     stepper = _stepper(run, family, optimizer, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(found, split, steps))
     return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
+
+
+def _silent(_: str) -> None:
+    return None
 
 
 def _digest(rows: Rows) -> str:

@@ -7,7 +7,7 @@ made. Nothing of a row is held but its number: the pictures of a table may be la
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,12 +117,19 @@ def _samples(
     for index in share:
         row = rows[index]
         for prior, sample in ((None, row), *(() if plan.still else enumerate(row.prior))):
-            name = sample.key, sample.image.path, sample.texts
-            if name not in known:
+            if (name := _asks(sample)) not in known:
                 known.add(name)
                 if kept.encoders is not None:
                     _list_texts(sample, plan, into)
                 yield Place(part, index, prior), sample
+
+
+def _asks(sample: Caption) -> tuple[Hashable, ...]:
+    """All that decides what a sample may ask for. One picture may stand in several data sets, in each to be seen and
+    called otherwise."""
+    mask = sample.mask.path if sample.mask else None
+    said = sample.texts, sample.shuffle, sample.keep, sample.dropout
+    return sample.key, sample.image.path, mask, sample.look, *said
 
 
 def _list_texts(sample: Caption, plan: Plan, into: Wanted) -> None:

@@ -30,7 +30,7 @@ def build(
     seed: int = 0,
     kinds: Sequence[str] = KINDS,
     recipes: Mapping[str, tuple[Recipe, ...]] | None = None,
-    first: vae.Recipe | None = None,
+    seer: Sequence[vae.Recipe] = vae.RECIPES,
     each: int | None = None,
     say: Tell = print,
 ) -> dict[str, list[pictures.Tally]]:
@@ -51,14 +51,15 @@ def build(
             print(line, file=log, flush=True)
             say(line)
 
-        seer = _autoencoder(first or vae.Recipe(), seed, tell)
-        return _pipelines(out, seer, seed, kinds, {**RECIPES, **(recipes or {})}, each, tell)
+        eye = _autoencoder(seer, seed, tell)
+        return _pipelines(out, eye, seed, kinds, {**RECIPES, **(recipes or {})}, each, tell)
 
 
-def _autoencoder(recipe: vae.Recipe, seed: int, tell: Tell) -> AutoencoderKL:
-    tell(f"seed {seed}, {recipe}")
+def _autoencoder(recipes: Sequence[vae.Recipe], seed: int, tell: Tell) -> AutoencoderKL:
     seer = vae.new(seed)
-    vae.train(seer, recipe, seed, tell)
+    for number, recipe in enumerate(recipes):
+        tell(f"seed {seed + number}, {recipe}")
+        vae.train(seer, recipe, seed + number, tell)
     return seer
 
 

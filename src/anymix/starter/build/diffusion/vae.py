@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that can be set. The defaults are what the shipped one was trained with."""
+    """All that can be set."""
 
     steps: int = 1650
     pictures: int = 8  # a step
@@ -42,9 +42,15 @@ class Recipe:
     kl: float = 3e-4
     decoder: bool = False  # the decoder alone, of one that is trained: latents stay what they are
     small: float = 0.5  # share of small shapes among the wishes
+    stars: float = 0.0  # of the wishes, that are of stars whatever chance says
 
 
-POLISH = Recipe(steps=900, rate=2e-3, noise=0.15, decoder=True, small=0.85)  # thin tips of small shapes come last
+RECIPES = (  # gone through one after another: the thin tips of small stars come last, and no latents change for them
+    Recipe(),
+    Recipe(steps=900, rate=2e-3, noise=0.15, decoder=True, small=0.85),
+    Recipe(steps=1500, rate=2e-3, noise=0.1, edges=2.0, decoder=True, small=0.85),
+    Recipe(steps=1000, rate=1.5e-3, noise=0.1, edges=2.0, decoder=True, small=0.9, stars=0.5),
+)
 
 
 def new(seed: int) -> AutoencoderKL:
@@ -62,7 +68,8 @@ def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
     """Train in place; `vae` ends with the averaged weights and a scaling_factor that makes latents of unit spread."""
     part = vae.decoder if recipe.decoder else vae
     part.requires_grad_(True).train()
-    stream, checks = pictures(seed, recipe.small), as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())])
+    stream = pictures(seed, recipe.small, recipe.stars)
+    checks = as_tensor([drawn.paint(w, random.Random(n)) for n, w in enumerate(_watched())])
     optimiser = Optimiser([(part, 1.0)], recipe.rate, recipe.rate, decay=1e-3, kernels=True)
     mean, began = Mean(part.parameters(), 0.98), time.process_time()
     for step in range(recipe.steps):
@@ -115,15 +122,21 @@ def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1  # stays channels last
 
 
-def pictures(seed: int, small: float = 0.5) -> Iterator[Image.Image]:
+def pictures(seed: int, small: float = 0.5, stars: float = 0.0) -> Iterator[Image.Image]:
     """Drawn wishes and pictures of anything, in turn, for ever. `small` is a share of the wishes, half by chance."""
     rng = random.Random(seed)
     while True:
-        wanted = drawn.wish(rng)
-        while small > 0.5 and wanted.size == "large" and rng.random() < 2 - 1 / small:
-            wanted = drawn.wish(rng)
-        yield drawn.paint(wanted, rng)
+        yield drawn.paint(_wished(rng, small, stars), rng)
         yield anything(rng)
+
+
+def _wished(rng: random.Random, small: float, stars: float) -> drawn.Wish:
+    wanted, only = drawn.wish(rng), stars > 0 and rng.random() < stars
+    while (only and wanted.shape != "star") or (
+        small > 0.5 and wanted.size == "large" and rng.random() < 2 - 1 / small
+    ):
+        wanted = drawn.wish(rng)
+    return wanted
 
 
 def anything(rng: random.Random) -> Image.Image:

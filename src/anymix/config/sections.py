@@ -1,21 +1,15 @@
-"""`Run`: one frozen description of a training run, from a YAML (or JSON) recipe and `key=value` overrides.
+"""What a recipe may say: a handful of flat sections, each key with its type, its default and its sentence.
 
-A handful of flat sections, no inheritance, no interpolation, no class paths. Every field carries the sentence
-`anymix train --help-keys` prints for it. There is no `family:` key: the model folder says what it is.
-Imports no torch, so the command line can check a recipe before anything slow happens.
+No inheritance among them, no interpolation, no class paths. There is no `family:` key: the model folder says what it
+is.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+import re
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -28,8 +22,28 @@ def _key(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, **bounds)
 
 
+BEAT = 'give optimizer steps, such as 500, or passes over the data, such as "1 epoch"'
+
+
+def passes(every: str) -> str:
+    """The number in "1 epoch" or "0.5 epochs". Raises ValueError for other words, and for none at all of a pass."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*epochs?\s*", every)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(BEAT)
+    return found[1]
+
+
+def _some_beat(every: object) -> object:
+    if isinstance(every, str):
+        passes(every)
+    elif isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(BEAT)
+    return every
+
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beat = Annotated[int | str, BeforeValidator(_some_beat)]  # optimizer steps, or "N epochs"
 
 
 class Model(Section):
@@ -137,7 +151,9 @@ class Previews(Section):
         "height, seed, steps, guidance)",
     )
     count: Positive = _key(1, "pictures of each prompt, each of another seed")
-    every: Positive | None = _key(None, "optimizer steps between previews; default: at every save")
+    every: Beat | None = _key(
+        None, 'optimizer steps between previews, or passes over the data such as "2 epochs"; default: at every save'
+    )
     steps: Positive = _key(28, "steps of a preview whose line does not say")
     guidance: float = _key(5.0, "guidance of a preview whose line does not say", ge=0)
     checks: bool = _key(
@@ -189,9 +205,13 @@ class Train(Section):
     clip: float = _key(1.0, "largest gradient norm of a step; 0 does not clip", ge=0)
     seed: int = _key(0, "order, augmentation, dropout and noise are drawn from it")
     checkpointing: Checkpointing = _key(Checkpointing(), "gradient checkpointing")
-    save_every: Positive | None = _key(None, "optimizer steps between checkpoints; default: at the end of each epoch")
-    keep: Positive = _key(2, "how many checkpoints to keep")
-    val_every: Positive | None = _key(None, "optimizer steps between validations; default: at the end of each epoch")
+    save_every: Beat | None = _key(
+        None, 'optimizer steps between checkpoints, or passes such as "2 epochs"; default: at the end of each epoch'
+    )
+    keep: Positive = _key(2, "how many checkpoints to keep; one that only a preview asked for goes with the next save")
+    val_every: Beat | None = _key(
+        None, 'optimizer steps between validations, or passes such as "1 epoch"; default: at the end of each epoch'
+    )
     patience: Positive | None = _key(None, "stop after so many validations without a better loss")
     log_every: Positive = _key(1, "optimizer steps between lines of metrics")
     trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = _key([], "dashboards beside metrics.jsonl")
@@ -234,162 +254,3 @@ class Run(Section):
         if self.data.keep_tokens and not self.data.shuffle_caption:
             raise ValueError("data.keep_tokens needs data.shuffle_caption=true: without it every tag keeps its place")
         return self
-
-
-def load(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Run:
-    """A recipe file (.yaml, .yml, .json) or mapping, with `section.key=value` overrides, as a checked `Run`.
-
-    Raises ValueError in one sentence: an unreadable file, a line that is no mapping, an unknown key (with the
-    nearest known one) or a value of the wrong type.
-    """
-    tree = dict(source) if isinstance(source, Mapping) else _read(source)
-    for override in overrides:
-        key, eq, value = override.partition("=")
-        if not eq or not key:
-            raise ValueError(f"an override reads section.key=value, found {override!r}")
-        _place(tree, key.strip().split("."), _value(key, value))
-    _expand(tree)
-    try:
-        return Run.model_validate(tree)
-    except ValidationError as error:
-        wrong = ".".join(str(part) for part in error.errors()[0]["loc"])
-        typed = any(override.startswith(wrong) for override in overrides) and bool(wrong)
-        where = "" if typed or not isinstance(source, (str, Path)) else f"{source}: "
-        raise ValueError(where + _sentence(error)) from None
-
-
-def _read(source: str | Path | None) -> dict[str, Any]:
-    if source is None:
-        return {}
-    try:
-        text = _found(Path(source)).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"no recipe at {source}; those that come with anymix are {shipped_recipes()}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {source} cannot be read: {error}") from None
-    try:
-        tree = json.loads(text) if str(source).endswith(".json") else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f"recipe {source} is not valid {Path(source).suffix[1:]}: {_one_line(error)}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"recipe {source} holds {type(tree).__name__}, expected sections such as model: and train:")
-    return tree
-
-
-def shipped_recipes() -> str:
-    """Names of the recipes in the package (beside the sources in a checkout), by comma."""
-    return ", ".join(f"recipes/{p.name}" for p in sorted(_shelf().glob("*.yaml"))) or "not installed"
-
-
-def _shelf() -> Path:
-    """Where the recipes lie that come with anymix: in the package, or beside the sources it was installed from."""
-    here = Path(__file__).parent
-    return next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
-
-
-def _found(path: Path) -> Path:
-    """The recipe, or the one of its name that comes with the package: `recipes/x.yaml` works anywhere."""
-    shipped = _shelf() / path.name
-    return shipped if not path.exists() and path.parent.name == "recipes" and shipped.exists() else path
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of {key} cannot be read: {_one_line(error)}") from None
-
-
-def _place(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        child = tree.get(name)
-        child = {} if child is None else dict(child) if isinstance(child, Mapping) else None
-        if child is None:
-            raise ValueError(f"{'.'.join(path)} reaches into {name}, which is a plain value")
-        tree[name] = child
-        tree = child
-    tree[path[-1]] = value
-
-
-def _expand(tree: dict[str, Any]) -> None:
-    """`train.checkpointing: false` means both switches; `adapter: true` means its defaults."""
-    train = tree.get("train")
-    if isinstance(train, dict) and isinstance(train.get("checkpointing"), bool):
-        both = train["checkpointing"]
-        tree["train"] = {**train, "checkpointing": dict.fromkeys(Checkpointing.model_fields, both)}
-    if tree.get("adapter") is True:
-        tree["adapter"] = {}
-    if tree.get("adapter") is False:
-        tree["adapter"] = None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _sentence(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    path = [str(p) for p in problem["loc"]]
-    name = ".".join(path)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {name}{_nearest(name)}{more}"
-    found = problem.get("input")
-    what = problem["msg"].removeprefix("Value error, ")
-    return (f"{name} = {found!r}: {what}" if name else what) + more
-
-
-def _nearest(name: str) -> str:
-    known = [key for key, *_ in keys()]
-    leaf = name.rpartition(".")[2]
-    leaves = {key.rpartition(".")[2]: key for key in known}
-    sections = {key.partition(".")[0] for key in known if "." in key}
-    close = [key for key in known if key.rpartition(".")[2] == leaf]
-    if not close and "." not in name:
-        close = difflib.get_close_matches(name, sections, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    close = close or [leaves[hit] for hit in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
-    tail = "`anymix train --help-keys` lists all"
-    return f", did you mean {close[0]}? ({tail})" if close else f" ({tail})"
-
-
-def keys(section: type[Section] = Run, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Every key of a recipe: (dotted name, type, default, meaning), sections first to last."""
-    for name, info in section.model_fields.items():
-        inner = _section_of(info.annotation)
-        if inner is not None:
-            if info.description and info.default is None:
-                yield prefix + name, "section", "null", info.description
-            yield from keys(inner, f"{prefix}{name}.")
-        else:
-            default = "required" if info.is_required() else json.dumps(info.default)
-            yield prefix + name, _type_name(info.annotation), default, info.description or ""
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    options = get_args(annotation) if _is_union(annotation) else (annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if _is_union(annotation):
-        return " or ".join(_type_name(a) for a in get_args(annotation) if a is not type(None))
-    if get_origin(annotation) is Literal:
-        return "|".join(str(a) for a in get_args(annotation))
-    if get_origin(annotation) in (list, tuple):
-        return f"list of {_type_name(get_args(annotation)[0])}"
-    if get_origin(annotation) is dict:
-        return "mapping"
-    names = {str: "text", int: "whole number", float: "number", bool: "true|false", Any: "any"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def dump(run: Run, path: Path) -> None:
-    """Write the resolved run as JSON, readable by `load`."""
-    path.write_text(json.dumps(run.model_dump(mode="json"), indent=1, ensure_ascii=False), encoding="utf-8")
