@@ -243,6 +243,16 @@ def test_without_enable_wildcard_braces_are_text_and_lines_are_joined(tmp_path):
     assert any(said in note for note in check_pictures(rows, Look(64, step=16)).notes)
 
 
+def test_a_list_beside_numbered_folders_is_what_is_read(tmp_path):
+    folder(tmp_path / "10_sks dog", a=None, b=None, c=None)
+    lines = [{"file_name": f"10_sks dog/{name}.png", "text": f"{name} of the list"} for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = read(str(tmp_path))
+    assert _count(rows) == {("a of the list",): 1, ("b of the list",): 1}
+    assert any("numbers of folders are no repeats (10_sks dog)" in note for note in rows.notes)
+    assert any("named in no list (metadata.jsonl) and are left out (10_sks dog/c.png)" in note for note in rows.notes)
+
+
 def test_what_a_recipe_says_of_tags_holds_where_the_dataset_file_does_not(tmp_path):
     folder(tmp_path / "a", x="1girl, sky, sea")
     folder(tmp_path / "b", y="1girl, hat, dog")

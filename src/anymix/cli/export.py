@@ -26,7 +26,9 @@ REPLACED = {
 
 
 def export(
-    lora: Annotated[str, typer.Argument(help="What `train` wrote, or a LoRA file in any form: .safetensors.")],
+    lora: Annotated[
+        str, typer.Argument(help="What `train` wrote, or a LoRA file in any form (.safetensors), or a hub id.")
+    ],
     to: Annotated[str, typer.Option(help="diffusers, kohya (also A1111, Forge) or comfyui.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")],
     base: Annotated[str | None, typer.Option(help="Model under the LoRA; default: the one it names.")] = None,
@@ -34,7 +36,7 @@ def export(
     title: Annotated[str | None, typer.Option(help="Name that other programs show.")] = None,
     trigger: Annotated[list[str] | None, typer.Option(help="Word that calls it up; several times for several.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Picture (PNG, JPEG, WebP) that other programs show.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Write over a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a LoRA as other programs name its tensors, with its true alpha."""
     from anymix.adapters import formats, loading, opening, outline, reading

@@ -33,7 +33,11 @@ Guidance = Annotated[float, typer.Option(help="How closely to follow the prompt;
 Edge = Annotated[int | None, typer.Option(help="Pixels; default: what the model was made for.")]
 Scheduler = Annotated[str | None, typer.Option(help="euler, dpm++_2m_karras, ddim, ...; default: the model's own.")]
 Lora = Annotated[list[str] | None, typer.Option(help="PATH or PATH:WEIGHT of a LoRA; may be given again.")]
-Part = Annotated[str | None, typer.Option(help="Folder or file of this part, instead of the model's.")]
+Part = Annotated[
+    str | None, typer.Option(help="Folder or hub id of this part, or of a pipeline that has it, for the model's own.")
+]
+Tokenizer = Annotated[str | None, typer.Option(help="Folder with the tokenizers, for a checkpoint file without one.")]
+Encoders = Annotated[str | None, typer.Option(help="SD3: pipeline to take text encoders from, for a file without.")]
 Image = Annotated[str | None, typer.Option("--image", "-i", help="Begin at this picture.")]
 Strength = Annotated[float, typer.Option(help="With --image: 0 keeps it, 1 keeps its size only.")]
 Rescale = Annotated[float, typer.Option(help="Guidance rescale, 0 to 1; v-prediction models like 0.7.")]
@@ -60,8 +64,8 @@ def generate(
     unet: Part = None,
     transformer: Part = None,
     vae: Part = None,
-    tokenizer: Part = None,
-    text_encoders: Part = None,
+    tokenizer: Tokenizer = None,
+    text_encoders: Encoders = None,
     image: Image = None,
     strength: Strength = 0.8,
     rescale: Rescale = 0.0,

@@ -28,7 +28,9 @@ def merge(
         bool,
         typer.Option("--as-adapter", help="Write the adapter for the original network instead of merging."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Write into a folder that has files, even the base model's.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that has files, even the base model's.")
+    ] = False,
 ) -> None:
     """Merge a LoRA into its base model: same files, same tensor names, ready to serve."""
     from anymix.adapters import files

@@ -19,4 +19,4 @@ RepetitionPenalty = Annotated[float, typer.Option(help="More than 1 makes words 
 Seed = Annotated[int | None, typer.Option(help="Same seed, same draw.")]
 MaxTiles = Annotated[int | None, typer.Option(help="Most tiles all pictures may use; default: the model's.")]
 Template = Annotated[str | None, typer.Option(help="Conversation template; default: the model's.")]
-Base = Annotated[str | None, typer.Option(help="For an adapter folder: the model under it.")]
+Base = Annotated[str | None, typer.Option(help="For an adapter: the model under it, instead of the one it names.")]

@@ -212,6 +212,10 @@ def _open_folder(path: str, it: _Asked) -> Opened:
         return blocks, [f"{path}: only its folder {it.split} is read; data.split chooses", *notes]
     subsets, notes = kohya.subfolders(path, it.reading)
     found = folders.scan(path)
+    if subsets and (own := [p for p in found.lists if os.path.dirname(p) == os.path.normpath(path)]):
+        what = f"{os.path.basename(own[0])} says which pictures there are, and numbers of folders are no repeats"
+        blocks, said = _with_lists(found, it)
+        return blocks, [f"{path}: {what} ({folders.shown([s.folder for s in subsets], path)})", *said]
     if subsets and (loose := [p for p in found.pictures if os.path.dirname(p) == os.path.normpath(path)]):
         raise ValueError(
             f"{path} holds pictures of its own ({folders.shown(loose, path)}) beside folders with a number of repeats; "
