@@ -22,28 +22,17 @@ def _key(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, **bounds)
 
 
-BEAT = 'give optimizer steps, such as 500, or passes over the data, such as "1 epoch"'
+def _beat(every: object) -> object:
+    steps = isinstance(every, int) and not isinstance(every, bool) and every > 0
+    if steps or isinstance(every, str) and PASSES.fullmatch(every):
+        return every
+    raise ValueError('give optimizer steps, such as 500, or passes over the data, such as "1 epoch"')
 
 
-def passes(every: str) -> str:
-    """The number in "1 epoch" or "0.5 epochs". Raises ValueError for other words, and for none at all of a pass."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*epochs?\s*", every)
-    if found is None or float(found[1]) == 0:
-        raise ValueError(BEAT)
-    return found[1]
-
-
-def _some_beat(every: object) -> object:
-    if isinstance(every, str):
-        passes(every)
-    elif isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(BEAT)
-    return every
-
-
+PASSES = re.compile(r"(0*\.0*[1-9]\d*|0*[1-9]\d*(\.\d+)?) epochs?")
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Beat = Annotated[int | str, BeforeValidator(_some_beat)]  # optimizer steps, or "N epochs"
+Beat = Annotated[int | str, BeforeValidator(_beat)]  # optimizer steps, or "N epochs"
 
 
 class Model(Section):
@@ -151,9 +140,7 @@ class Previews(Section):
         "height, seed, steps, guidance)",
     )
     count: Positive = _key(1, "pictures of each prompt, each of another seed")
-    every: Beat | None = _key(
-        None, 'optimizer steps between previews, or passes over the data such as "2 epochs"; default: at every save'
-    )
+    every: Beat | None = _key(None, 'steps between previews, or passes such as "2 epochs"; default: at every save')
     steps: Positive = _key(28, "steps of a preview whose line does not say")
     guidance: float = _key(5.0, "guidance of a preview whose line does not say", ge=0)
     checks: bool = _key(
@@ -205,13 +192,9 @@ class Train(Section):
     clip: float = _key(1.0, "largest gradient norm of a step; 0 does not clip", ge=0)
     seed: int = _key(0, "order, augmentation, dropout and noise are drawn from it")
     checkpointing: Checkpointing = _key(Checkpointing(), "gradient checkpointing")
-    save_every: Beat | None = _key(
-        None, 'optimizer steps between checkpoints, or passes such as "2 epochs"; default: at the end of each epoch'
-    )
+    save_every: Beat | None = _key(None, 'steps between checkpoints, or passes such as "2 epochs"; default: 1 epoch')
     keep: Positive = _key(2, "how many checkpoints to keep; one that only a preview asked for goes with the next save")
-    val_every: Beat | None = _key(
-        None, 'optimizer steps between validations, or passes such as "1 epoch"; default: at the end of each epoch'
-    )
+    val_every: Beat | None = _key(None, 'steps between validations, or passes such as "2 epochs"; default: 1 epoch')
     patience: Positive | None = _key(None, "stop after so many validations without a better loss")
     log_every: Positive = _key(1, "optimizer steps between lines of metrics")
     trackers: list[Literal["tensorboard", "wandb", "swanlab"]] = _key([], "dashboards beside metrics.jsonl")

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from anymix import config
-
 Beats = Callable[[int], int]  # steps done -> how often it has been due since the first
 
 
@@ -18,7 +16,7 @@ def counting(every: int | str, rows: int, per_step: int) -> Beats:
     """Beats of `every` (steps, or "N epochs") in a run over `rows` rows, of which a step takes `per_step`."""
     if isinstance(every, int):
         return lambda step: step // every
-    each = Fraction(config.passes(every)) * rows
+    each = Fraction(every.split()[0]) * rows
     return lambda step: step * per_step // each
 
 
