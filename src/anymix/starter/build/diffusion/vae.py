@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,7 @@ def train(vae: AutoencoderKL, recipe: Recipe, seed: int, tell: Tell) -> None:
 
 
 def _loss(vae: AutoencoderKL, batch: Tensor, recipe: Recipe) -> Tensor:
-    with torch.set_grad_enabled(not recipe.decoder):
+    with torch.no_grad() if recipe.decoder else nullcontext():
         found = vae.encode(batch).latent_dist
     latents = found.sample()
     much = torch.rand(len(batch), 1, 1, 1) * recipe.noise * latents.detach().std()
