@@ -254,6 +254,17 @@ def test_another_family_is_named(form: str, theirs: str, mine: str, words: str, 
     assert torch.equal(answer(made), before) and list(made.state_dict()) == keys
 
 
+def test_another_family_of_the_same_sizes_is_refused(tmp_path: Path) -> None:
+    """A text encoder is the same in SD 1.5 and SDXL: layers fit, and only the header tells."""
+    formats.write(trained("sdxl", targets=["text_encoder.*.self_attn.*_proj"]), tmp_path / "a.safetensors", "diffusers")
+    made = net("sd1")
+    before = answer(made)
+    with pytest.raises(ValueError, match=r"LoRA for SDXL as its header says, and this model is Stable Diffusion 1\.5"):
+        loading.load_file(made, tmp_path / "a.safetensors")
+    assert torch.equal(answer(made), before)
+    loading.load_file(made, rewritten(tmp_path / "a.safetensors", lambda tensors: tensors))  # without it they do fit
+
+
 @pytest.mark.parametrize(
     ("width", "label"), [(768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2"), (2048, "SDXL")]
 )

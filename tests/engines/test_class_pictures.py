@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from PIL import Image
 
-from anymix.engines.class_pictures import fill
+from anymix.device import pick
+from anymix.device.ranks import Ranks
+from anymix.engines.class_pictures import complete, fill
 from anymix.engines.image import How
 from engines.painters import engine as opened
 
@@ -70,3 +73,14 @@ def test_pictures_of_another_class_are_refused(drawer, tmp_path):
     fill(tmp_path, "a dog", 1, drawer, how=HOW)
     with pytest.raises(ValueError, match="holds class pictures of 'a dog' .*'a cat' is asked for; give another folder"):
         fill(tmp_path, "a cat", 2, drawer, how=HOW)
+
+
+def test_a_run_tells_how_far_it_is_once_for_all_processes(drawer, tmp_path):
+    device, told, silent = pick("cpu"), [], []
+    for rank, pace in ((0, told), (1, silent)):
+        me = Ranks(rank=rank, world=2)
+        show = lambda *seen, pace=pace: pace.append(seen)  # noqa: E731
+        complete(drawer.family, tmp_path / str(rank), "a dog", 3, device, torch.float32, me, show)
+    assert told == [(0, 3), (2, 3), (3, 3)] and not silent
+    assert _names(tmp_path / "0") == ["class-00000.png", "class-00002.png"]
+    assert _names(tmp_path / "1") == ["class-00001.png"]

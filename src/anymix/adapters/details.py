@@ -182,11 +182,13 @@ def model_hash(checkpoint: Path) -> str:
 
 def family_in(entries: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The kind of model a file is for, in words, by its header, its names and its sizes; None where they do not say."""
+    return said_family(entries) or _by_names(shapes)
+
+
+def said_family(entries: Mapping[str, str]) -> str | None:
+    """The kind of model a header says its file is for, in words; None where it does not say."""
     said = f"{entries.get('ss_base_model_version', '')} {entries.get('modelspec.architecture', '')}".lower()
-    for sign, label in SIGNS:
-        if sign in said:
-            return label
-    return _by_names(shapes)
+    return next((label for sign, label in SIGNS if sign in said), None)
 
 
 def _by_names(shapes: Mapping[str, tuple[int, ...]]) -> str | None:

@@ -188,6 +188,7 @@ class _Reader:
                 found[module] = update
         if not found or all(u.is_zero and MAGNITUDE not in u.tensors for u in found.values()):
             raise ValueError(f"{self.path} changes nothing: it is all zeros, so it was saved before it trained")
+        self._refuse_foreign()
         return found
 
     def _groups(self) -> dict[str, dict[str, Tensor]]:
@@ -290,6 +291,17 @@ class _Reader:
         pattern = next((p for p in said.get("alpha_pattern") or {} if re.fullmatch(rf"(.*\.)?({p})", rest)), None)
         alpha = said["alpha_pattern"][pattern] if pattern is not None else said.get("lora_alpha", rank)
         return float(alpha) * (math.sqrt(rank) if said.get("use_rslora") else 1.0)
+
+    def _refuse_foreign(self) -> None:
+        """Text encoders, and whole small models, have the same names and sizes in several families: the header tells.
+
+        1.5 and 2 are not held apart, as their sizes do that."""
+        mine, theirs = names.LABELS[names.own_family(self.net)], details.said_family(self.header)
+        if theirs is not None and theirs != mine and not all("Stable" in label for label in (mine, theirs)):
+            raise ValueError(
+                f"{self.path} is a LoRA for {theirs} as its header says, and this model is {mine}, though its layers "
+                f"have the same sizes; take one that was trained on {mine}"
+            )
 
     def _refuse(self, what: str) -> None:
         """Raise: `what` does not fit; name the model the file is for, where it can be told."""

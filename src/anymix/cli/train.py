@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,11 +100,20 @@ def _train(run: Run, as_json: bool) -> Outcome:
             if not console.is_terminal and main and "loss" in values:
                 console.print(f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}", soft_wrap=True)
 
+        def show_class(there: int, wanted: int) -> None:
+            bar.update(task, visible=True, total=wanted, completed=there, description="class pictures")
+            if not console.is_terminal and (there in (0, wanted) or there % 10 == 0):
+                console.print(f"class pictures: {there} of {wanted}", soft_wrap=True)
+
         def checks(ready: Prepared, say: Say) -> Sequence[Check]:
             return during.checks(ready, say, drawn.checks(ready, say))
 
         return run_loop(
-            run, say=lambda text: console.print(text, soft_wrap=True), show=show, checks=checks, draw_class=complete
+            run,
+            say=lambda text: console.print(text, soft_wrap=True),
+            show=show,
+            checks=checks,
+            draw_class=partial(complete, show=show_class),
         )
 
 

@@ -34,10 +34,11 @@ def fill(
     how: How | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
-    """Draw what `folder` lacks to `count` pictures -> the new files. `show` is called after each.
+    """Draw what `folder` lacks to `count` pictures -> the new files. `show` is called first, and after each.
 
-    share: (n, of): only every `of`-th of those missing, beginning with the n-th, as others draw the rest. Raises
-    ValueError when the folder holds class pictures of another prompt."""
+    share: (n, of): only every `of`-th of those missing, beginning with the n-th, as others draw the rest (`show` takes
+    them to be as fast).
+    Raises ValueError when the folder holds class pictures of another prompt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     here = _there(folder)
@@ -53,18 +54,25 @@ def fill(
     for picture in engine.stream(wanted, how):
         written.append(picture.save(folder / f"class-{picture.seed:05d}.png"))
         if show is not None:
-            show(len(here) + len(written), max(count, len(here)))
+            show(min(count, len(here) + len(written) * share[1]), count)
     return sorted(written)
 
 
 def complete(
-    family: ImageFamily, folder: Path, prompt: str, count: int, device: Device, dtype: torch.dtype, me: Ranks
+    family: ImageFamily,
+    folder: Path,
+    prompt: str,
+    count: int,
+    device: Device,
+    dtype: torch.dtype,
+    me: Ranks,
+    show: Show | None = None,
 ) -> None:
-    """`fill`, by a family that is about to be trained, with every process drawing its share."""
+    """`fill`, by a family that is about to be trained, with every process drawing its share; the first one shows."""
     engine = ImageEngine(family, compute=lambda: autocast(device, dtype))
     family.net.to(device.handle)
     with undisturbed(family, device):
-        fill(folder, prompt, count, engine, share=(me.rank, me.world))
+        fill(folder, prompt, count, engine, show if me.rank == 0 else None, share=(me.rank, me.world))
 
 
 def lacking(folder: str | Path, count: int) -> list[int]:
