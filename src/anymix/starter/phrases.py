@@ -41,9 +41,9 @@ PHRASES: dict[str, tuple[str, str]] = {
     ),
     "drawing before": ("drawing", "作画"),
     "drawing after": ("drawing again", "再次作画"),
-    "drawn colour": ("  {word} pictures that are right          {shares}", "  {word} 图片正确率     {shares}"),
-    "drawn subject": ("  pictures of {name} that are right       {shares}", "  {name} 图片正确率      {shares}"),
-    "drawn known": ("  what it knew                         {shares}", "  原有内容正确率      {shares}"),
+    "drawn colour": ("  {word} pictures that are right        {shares}", "  {word} 图片正确率   {shares}"),
+    "drawn subject": ("  pictures of {name} that are right      {shares}", "  {name} 图片正确率    {shares}"),
+    "drawn known": ("  what it knew                        {shares}", "  原有内容正确率    {shares}"),
     "learned colour": ("Drawing a new colour: {word}", "画新颜色：{word}"),
     "learned subject": ("Drawing one thing: {name}", "画特定的东西：{name}"),
     "judged colour": (
