@@ -68,6 +68,13 @@ def training(family: StableDiffusion3, edge: int = 32) -> StableDiffusion3:
     return family
 
 
+def exact(family: StableDiffusion3) -> StableDiffusion3:
+    """In float64: what is rounding stands apart from what is not, whatever weights a release of transformers draws."""
+    for part in (family.net, *family.frozen.values()):
+        part.double()
+    return family
+
+
 def batches(family: StableDiffusion3, rows: list[Caption], size: int) -> list[Batch]:
     items = [family.codec.encode(row, seed) for seed, row in enumerate(rows)]
     return [family.codec.collate(items[i : i + size]) for i in range(0, len(items), size)]
@@ -283,8 +290,8 @@ def test_prior_preservation_with_a_batch_of_four(folder: Path, captions: list[Ca
 
 @pytest.mark.parametrize("which", ["folder", "medium", "bare"])
 def test_idle_is_what_no_loss_reaches(which: str, captions: list[Caption], request: pytest.FixtureRequest) -> None:
-    """Every other parameter of the net has a gradient that is more than rounding."""
-    family = training(open_folder(request.getfixturevalue(which), t5_tokens=16))
+    """Every other parameter of the net has a gradient that is more than rounding; in float64 rounding is 1e-15 here."""
+    family = exact(training(open_folder(request.getfixturevalue(which), t5_tokens=16)))
     freezing.apply(family.net, (), ("*",))
     (batch,) = batches(family, captions, 4)
     family.loss(batch).backward()
@@ -292,7 +299,7 @@ def test_idle_is_what_no_loss_reaches(which: str, captions: list[Caption], reque
     idle = {name for name in names if any(fnmatchcase(name, glob) for glob in family.idle)}
     assert all(any(fnmatchcase(name, glob) for name in names) for glob in family.idle)
     largest = {n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in names.items()}
-    assert max(largest[n] for n in idle) < 1e-3 * min(largest[n] for n in names if n not in idle)
+    assert max(largest[n] for n in idle) < 1e-9 * min(largest[n] for n in names if n not in idle)
 
 
 def test_text_encoders_train(folder: Path, captions: list[Caption]) -> None:
@@ -344,7 +351,7 @@ def test_a_batch_is_learned_by_heart(folder: Path, captions: list[Caption]) -> N
 def test_one_batch_of_four_is_four_of_one(folder: Path, captions: list[Caption]) -> None:
     found = []
     for size in (4, 1):
-        family = training(open_folder(folder, t5_tokens=8))
+        family = exact(training(open_folder(folder, t5_tokens=8)))
         freezing.apply(family.net, family.resting, (), family.idle)
         family.rest()
         losses = steps(family, batches(family, captions, size), 3, lr=1e-4)
@@ -352,7 +359,7 @@ def test_one_batch_of_four_is_four_of_one(folder: Path, captions: list[Caption])
     (one, ours), (four, theirs) = found
     assert [loss for loss, _ in one] == pytest.approx([loss for loss, _ in four], abs=1e-6)
     assert one[0][1] == pytest.approx(four[0][1], rel=1e-6)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 5e-6
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 1e-10
 
 
 def test_kept_encodings_give_the_loss_of_pictures_and_words(folder: Path, captions: list[Caption]) -> None:

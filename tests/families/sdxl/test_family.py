@@ -63,12 +63,16 @@ def test_it_is_what_the_contract_says(family: Any) -> None:
     assert (family.channels, family.scale, family.resolution) == (4, 2, 32)
 
 
-def test_a_condition_is_the_pipelines(family: Any, theirs: StableDiffusionXLPipeline) -> None:
+def test_a_condition_is_the_pipelines(family: Any, folder: Path) -> None:
+    """In float64: other releases of transformers draw other weights here, and fp32 rounds some of them by 2e-6."""
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder).to(dtype=torch.float64)
+    for name in ("text_encoder", "text_encoder_2"):
+        family.part(name).double()
     prompts = ["a red square", "two dots"]
     text, no_text, pooled, no_pooled = theirs.encode_prompt(prompts, device="cpu", negative_prompt=["blue", ""])
     ours = family.condition([*prompts, "blue", "", None], (48, 32), (60, 40), (5, 3))
-    assert (ours["text"][:4] - torch.cat((text, no_text))).abs().max() <= 1e-6
-    assert (ours["pooled"][:4] - torch.cat((pooled, no_pooled))).abs().max() <= 1e-6
+    assert (ours["text"][:4] - torch.cat((text, no_text))).abs().max() <= 1e-12
+    assert (ours["pooled"][:4] - torch.cat((pooled, no_pooled))).abs().max() <= 1e-12
     _, zeros, _, pooled_zeros = theirs.encode_prompt(prompts[:1], device="cpu")
     assert torch.equal(ours["text"][4:], zeros) and torch.equal(ours["pooled"][4:], pooled_zeros)
     ids = theirs._get_add_time_ids((40, 60), (3, 5), (32, 48), torch.float32, 20)
