@@ -7,6 +7,7 @@ are 16.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -140,7 +142,7 @@ def golden_sd3(folder: Path) -> Path:
 def golden_sdxl(folder: Path) -> Path:
     """A copy of golden/diffusion/sdxl-tiny, whose training runs are recorded."""
     shutil.copytree(GOLDEN / "sdxl-tiny", folder)
-    return folder
+    return named_as_published(folder)
 
 
 def tokenizer(name: str) -> CLIPTokenizer:
@@ -203,4 +205,14 @@ def _text(width: int, act: str, **options: Any) -> CLIPTextConfig:
 
 def _written(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
+    return named_as_published(folder)
+
+
+def named_as_published(folder: Path, level: str = "text_model.") -> Path:
+    """CLIPTextModel's tensors as in the files of the hub; with no `level`, as transformers has written them since."""
+    for config in folder.glob("text_encoder*/config.json"):
+        if json.loads(config.read_text())["architectures"] == ["CLIPTextModel"]:
+            file = config.with_name("model.safetensors")
+            tensors = {level + name.removeprefix("text_model."): t for name, t in load_file(file).items()}
+            save_file(tensors, file, {"format": "pt"})
     return folder

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from anymix.adapters.opening import open_family
 from anymix.families import codec_of, open_folder
 from anymix.families.common import part_files, shards
-from families.tiny_pictures import tiny_sd2, tiny_sd15, tiny_sdxl
+from families.tiny_pictures import named_as_published, tiny_sd2, tiny_sd15, tiny_sdxl
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -53,6 +53,24 @@ def as_variant(folder: Path, shard_size: str | None = None, variant: str | None 
 def test_what_did_not_train_is_given_back_byte_for_byte(made: dict[str, Path], name: str, tmp_path: Path) -> None:
     open_folder(made[name]).save(tmp_path / "out", "diffusers")
     assert files(tmp_path / "out") == files(made[name])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_text_encoder_is_saved_by_names_that_all_releases_find(sd15: Path, tmp_path: Path, trained: bool) -> None:
+    """transformers 5.5 finds nothing in a file without `text_model.`, and diffusers draws with random words in silence."""
+    before = load_file(sd15 / "text_encoder" / "model.safetensors")
+    prints = open_folder(sd15).hashes
+    family = open_folder(named_as_published(sd15, ""))
+    assert family.hashes == prints
+    if trained:
+        next(family.part("text_encoder").parameters()).data += 1.0
+    family.save(tmp_path / "out", "diffusers")
+    after = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")
+    assert set(after) == set(before) and all(name.startswith("text_model.") for name in after)
+    assert sum(not torch.equal(after[name], before[name]) for name in before) == trained
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out").text_encoder.state_dict()
+    held = {name.removeprefix("text_model."): tensor for name, tensor in theirs.items()}
+    assert all(torch.equal(held[name.removeprefix("text_model.")], tensor) for name, tensor in after.items())
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])

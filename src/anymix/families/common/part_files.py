@@ -1,7 +1,9 @@
 """A part of a pipeline written as files that diffusers opens: unchanged ones copied, changed tensors anew.
 
 In go a module and what it was opened from, out come weight files without a variant in their names, in the shards and
-types of the source. The files are written beside their place; `shards.saving` moves them.
+types of the source. The files are written beside their place; `shards.saving` moves them. CLIPTextModel's tensors get
+the names all published files have: newer transformers write them without `text_model.`, which 5.5 and older do not
+find, and draw weights at random in their place.
 """
 
 from __future__ import annotations
@@ -22,18 +24,25 @@ from anymix.families.common import parts, shards
 def store(module: nn.Module, origin: parts.Origin, beside: Path, final: Path, dtype: torch.dtype | None) -> None:
     """Write the weights of a part into `beside`, from which they will be moved to `final`.
 
-    Unchanged they are the very bytes of their files (left alone where `final` holds them); changed tensors have the
-    type of the source, or `dtype`, and files are named without a variant. Raises ValueError for weights that are not
-    finite in that type, or an adapter that is not merged."""
+    Unchanged and named for all readers, they are the very bytes of their files (left alone where `final` holds them);
+    changed tensors have the type of the source, or `dtype`, and files are named without a variant. Raises ValueError
+    for weights that are not finite in that type, or an adapter that is not merged."""
     now = {name: t for name, t in parts.state(module).items() if name in origin.tensors}
     for names in parts.tied(module).values():
         if not any(name.replace(".base_layer.", ".") in now for name in names):
             raise ValueError(f"{names[0]} is no weight of the {origin.part.name}; merge the adapter before saving")
     changed = {name for name, tensor in now.items() if not _equal(tensor, origin.tensors[name])}
-    if not changed and dtype is None and _intact(origin):
+    as_it_is = all(stored == published(origin.part, stored) for stored in origin.stored.values())
+    if not changed and dtype is None and as_it_is and _intact(origin):
         _copy(origin, beside, final)
     else:
         _write(origin, lambda name: _typed(now, name, changed, origin, dtype), dtype, beside)
+
+
+def published(part: parts.Part, stored: str) -> str:
+    """The name every release of transformers finds a tensor by."""
+    short = part.kind == "CLIPTextModel" and not stored.startswith("text_model.")
+    return f"text_model.{stored}" if short else stored
 
 
 def _equal(now: Tensor, file: Tensor) -> bool:
@@ -86,9 +95,9 @@ def _write(origin: parts.Origin, typed: Callable[[str], Tensor], dtype: torch.dt
     if not file_of:
         file_of = _split({stored: _bytes(origin.tensors[name], dtype) for stored, name in name_of.items()}, stem)
     for file in sorted(set(file_of.values())):
-        inside = {stored: typed(name_of[stored]) for stored, where in file_of.items() if where == file}
+        inside = {published(part, stored): typed(name_of[stored]) for stored, at in file_of.items() if at == file}
         shards.write(beside, _apart(inside), file)
-    _describe(file_of, stem, beside)
+    _describe({published(part, stored): file for stored, file in file_of.items()}, stem, beside)
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
