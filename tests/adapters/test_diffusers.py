@@ -51,7 +51,7 @@ def test_diffusers_loads_every_tensor_to_the_same_outputs(family: str, form: str
     made, theirs = trained(family, dora=dora), net(family)
     count = formats.write(made, tmp_path / reading.WEIGHTS, form)
     plain, wanted = answer(theirs), answer(made)
-    pipeline(family, theirs).load_lora_weights(tmp_path)
+    pipeline(family, theirs).load_lora_weights(tmp_path, weight_name=reading.WEIGHTS)
     alphas = sum(name.endswith(".alpha") for name in load_file(tmp_path / reading.WEIGHTS))
     assert loaded(theirs) == count - alphas
     assert (wanted - plain).abs().max() > 0.5
@@ -95,6 +95,6 @@ def test_we_open_what_diffusers_saves(family: str, tmp_path: Path) -> None:
         ours = net(family)
         found = loading.load_file(ours, tmp_path)
         again = net(family)
-        pipeline(family, again).load_lora_weights(tmp_path)
+        pipeline(family, again).load_lora_weights(tmp_path, weight_name=reading.WEIGHTS)
         assert torch.allclose(answer(ours), answer(again), rtol=0, atol=1e-5)
         assert {update.scale for update in found.updates.values()} == ({1.5, 2.5} if entry else {1.0})

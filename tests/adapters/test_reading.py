@@ -49,9 +49,8 @@ def test_old_names_of_diffusers(tmp_path: Path) -> None:
         old = name.replace(".to_", ".processor.to_").replace(".to_out.0", ".to_out")
         for letter in ("q", "k", "v"):
             old = old.replace(f"self_attn.{letter}_proj", f"self_attn.to_{letter}")
-        old = old.replace("self_attn.out_proj", "self_attn.to_out").replace(
-            "text_encoder.", "text_encoder.text_model.", 1
-        )
+        old = old.replace("self_attn.out_proj", "self_attn.to_out").replace("text_encoder.text_model.", "text_encoder.")
+        old = old.replace("text_encoder.", "text_encoder.text_model.", 1)  # which older transformers have themselves
         lora_ = ".lora_linear_layer." if ".mlp." in old else "_lora."
         tensors[f"{old}{lora_}down.weight"] = update.tensors["lora_A"].clone()
         tensors[f"{old}{lora_}up.weight"] = update.tensors["lora_B"].clone()

@@ -26,6 +26,8 @@ def folder(name: str) -> Path:
             return tiny_pictures.tiny_sd15(Path(_HOME.name) / name)
         case "sd2":
             return tiny_pictures.tiny_sd2(Path(_HOME.name) / name)
+        case "sdxl":
+            return tiny_pictures.golden_sdxl(Path(_HOME.name) / name)
         case _:
             return GOLDEN / f"{name}-tiny"
 
