@@ -43,9 +43,10 @@ def _net(family: str, seed: int) -> Any:
         made.transformer = _transformer()
     else:
         made.unet = _unet(family)
-    made.text_encoder = _clip(CLIPTextModelWithProjection if family == "sd3" else CLIPTextModel)
+    act = "gelu" if family == "sd2" else "quick_gelu"
+    made.text_encoder = _clip(CLIPTextModelWithProjection if family == "sd3" else CLIPTextModel, act)
     if family in ("sdxl", "sd3"):
-        made.text_encoder_2 = _clip(CLIPTextModelWithProjection)
+        made.text_encoder_2 = _clip(CLIPTextModelWithProjection, "gelu")
     return made.eval()
 
 
@@ -76,10 +77,10 @@ def _transformer() -> Any:
     return made
 
 
-def _clip(cls: Any) -> Any:
+def _clip(cls: Any, act: str) -> Any:
     config = CLIPTextConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50,
-        projection_dim=16, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        projection_dim=16, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_act=act,
     )  # fmt: skip
     return cls(config)
 

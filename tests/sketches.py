@@ -72,7 +72,7 @@ class Sketch:
         self.encoded += len(pixels)
         moments: Tensor = self.part("vae")(pixels).float()
         if self.overflow is not None and (pixels.mean((1, 2, 3)) > self.overflow).any():
-            raise ValueError("the VAE overflows")
+            raise ValueError("the VAE overflows; set model.vae to a folder with a good one")
         return moments
 
     def embed(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:

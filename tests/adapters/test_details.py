@@ -76,6 +76,14 @@ def test_the_model_a_file_is_for(
     assert not {"modelspec.thumbnail", "ss_tag_frequency", "ss_steps", "ss_sd_model_name"} & found.keys()
 
 
+def test_a_linear_projection_alone_is_not_stable_diffusion_2() -> None:
+    """Of SD 1.5 with linear projections too; what tells them apart is whose CLIP reads the prompt."""
+    from anymix.adapters import names
+    from anymix.families import open_folder
+
+    assert names.family_of(open_folder("starter:sd15", "cpu", None).net) == "sd1"
+
+
 def test_the_hash_is_that_of_the_tensors(tmp_path: Path) -> None:
     """Of all that follows the header: the same whatever the header says, so that a renamed file is known again."""
     made = trained("sd1")

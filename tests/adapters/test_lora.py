@@ -63,6 +63,12 @@ def test_summary_folds_layers() -> None:
     )
 
 
+def test_a_summary_of_many_places_stays_one_line() -> None:
+    names = [f"unet.down_blocks.{i}.part{n}.{i}.to_{leaf}" for i in range(2) for n in range(9) for leaf in "qkv"]
+    said = lora.summary(names)
+    assert said.endswith("; and 18 layers in 3 more places") and said.count(";") == 6
+
+
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [

@@ -332,7 +332,7 @@ def test_a_vae_that_overflows_names_the_picture(filled, tmp_path, how):
         encode, family.overflow = family.encode, None
         family.encode = lambda pixels: encode(pixels) / (pixels.mean((1, 2, 3), keepdim=True) < 0.9)
     with pytest.raises(
-        SampleError, match=r"^rows.jsonl:3: the VAE cannot encode picture .*3\.png .*; set model\.vae"
+        SampleError, match=r"^rows.jsonl:3: picture .*3\.png: the VAE .*; set model\.vae to a folder with a good one$"
     ) as caught:
         filled(rows, plan(), family)
     assert "\n" not in str(caught.value)

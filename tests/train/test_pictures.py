@@ -208,6 +208,12 @@ def test_a_rate_falls_by_updates_however_they_are_gathered(draw: Draw, tmp_path:
     assert optim.factor(4, 4, run.train) == 0
 
 
+def test_a_rate_that_never_arrives_is_said(draw: Draw) -> None:
+    said: list[str] = []
+    train(draw("train.warmup=10"), said)
+    assert any("train.warmup is 10 steps" in line for line in said)
+
+
 def _ready(run: anymix.Run) -> Any:
     from anymix.device import pick, ranks
 

@@ -194,6 +194,12 @@ def test_a_finished_run_in_one_sentence(written: Write) -> None:
     assert all("my run'" in command for command in commands)
 
 
+def test_a_run_that_draws_says_how_to_draw(written: Write) -> None:
+    page = Page(report(written(ten(), draws=True)))
+    commands = [pre for pre in page.said("pre") if pre.startswith("anymix ")]
+    assert [command.split()[1] for command in commands] == ["generate", "export", "merge"]
+
+
 def test_a_stopped_run_says_how_to_go_on(written: Write) -> None:
     out = written([step(1, 3.0), step(2, 2.0)], status="stopped", steps=50)
     page = Page(report(out))

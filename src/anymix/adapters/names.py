@@ -29,7 +29,9 @@ class Place:
 
 
 def family_of(net: nn.Module) -> str | None:
-    """sd1, sd2, sdxl or sd3 by the shape of its denoiser; None for a net that does not draw."""
+    """sd1, sd2, sdxl or sd3 by the shape of its denoiser; None for a net that does not draw.
+
+    SD 2 is told by linear `proj_in` and a text encoder that is not OpenAI's CLIP, which alone has quick_gelu."""
     if isinstance(getattr(net, "transformer", None), nn.Module):
         return "sd3" if hasattr(net.transformer, "transformer_blocks") else None
     unet: Any = getattr(net, "unet", None)
@@ -38,7 +40,9 @@ def family_of(net: nn.Module) -> str | None:
     if getattr(unet, "add_embedding", None) is not None:
         return "sdxl"
     first = next((m for name, m in plain(unet).items() if name.endswith(".proj_in")), None)
-    return "sd2" if isinstance(first, nn.Linear) else "sd1"
+    text: Any = getattr(net, "text_encoder", None)
+    openai = text is not None and getattr(text.config, "hidden_act", None) == "quick_gelu"
+    return "sd2" if isinstance(first, nn.Linear) and not openai else "sd1"
 
 
 def own_family(net: nn.Module) -> str:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from anymix.config import Adapter
 
 ADAPTABLE = (nn.Linear, _ConvNd)
+LISTED = 6  # kinds of blocks in a summary; a UNet has dozens
 
 
 def patterns(config: Adapter, targets: Mapping[str, Sequence[str]]) -> list[str]:
@@ -48,7 +49,9 @@ def match(net: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 
 def summary(names: Sequence[str]) -> str:
-    """Adapted modules in one line: `24 x model.language_model.layers.*: mlp.down_proj, self_attn.q_proj`."""
+    """Adapted modules in one line: `24 x model.language_model.layers.*: mlp.down_proj, self_attn.q_proj`.
+
+    Of more than LISTED kinds of blocks the first few are named and the others counted."""
     places: dict[tuple[str, str], list[str]] = {}
     for name in names:
         block, leaf = re.fullmatch(r"(.*\.\d+(?=\.))?\.?(.*)", name).groups(default="")  # type: ignore[union-attr]
@@ -56,9 +59,13 @@ def summary(names: Sequence[str]) -> str:
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (stem, leaf), blocks in places.items():
         groups.setdefault((stem, tuple(blocks)), []).append(leaf)
-    return "; ".join(
+    said = [
         f"{len(blocks)} x {stem}: {', '.join(leaves)}" if stem else ", ".join(leaves)
         for (stem, blocks), leaves in groups.items()
+    ]
+    others = sum(len(blocks) * len(leaves) for (_, blocks), leaves in list(groups.items())[LISTED:])
+    return "; ".join(
+        [*said[:LISTED], *([f"and {others} layers in {len(said) - LISTED} more places"] if others else [])]
     )
 
 

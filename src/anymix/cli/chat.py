@@ -66,6 +66,7 @@ def chat(
     from anymix.engines.chat import Chat
 
     engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
+    options.settle_threads(engine.family.net)
     talk = Chat(engine, system, drawn)
     _note(_opened(engine))
     if question is None:

@@ -98,6 +98,7 @@ def generate(
     drawing.check(model, wanted, how, loras, base, **parts)
 
     engine = open_image(model, device, dtype, lora=loras, base=base, **parts)
+    options.settle_threads(engine.family.net)
     _note(_opened(engine))
     _note(*(f"  {name}  {code}" for name, code in engine.hashes.items()))
     began = time.perf_counter()

@@ -17,7 +17,6 @@ from anymix.config.sections import (
     Run,
     Section,
     Train,
-    passes,
 )
 
 __all__ = [
@@ -35,6 +34,5 @@ __all__ = [
     "dump",
     "keys",
     "load",
-    "passes",
     "shipped_recipes",
 ]

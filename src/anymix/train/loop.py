@@ -373,6 +373,7 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
             "progress": asdict(loop.progress),
             "steps": loop.ready.steps,
             "run": loop.run.model_dump(mode="json"),
+            "draws": isinstance(loop.ready.family, ImageFamily),
             "device": device.reason,
             "settings": [str(setting) for setting in device.settings],
             "world": loop.me.world,

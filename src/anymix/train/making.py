@@ -136,12 +136,11 @@ def _moments(filling: Filling, samples: list[Caption], pixels: Tensor) -> Tensor
         with torch.no_grad(), autocast(filling.device, filling.dtype):
             moments = filling.family.encode(to_unit(pixels.to(filling.device.handle))).float().cpu()
         if not moments.isfinite().all():
-            raise ValueError("NaN or infinity comes out")
+            raise ValueError("the VAE makes NaN or infinity; set model.vae to a folder with a good one")
     except ValueError as error:
         if len(samples) > 1:  # which one is it?
             return torch.cat([_moments(filling, [s], p[None]) for s, p in zip(samples, pixels, strict=True)])
-        found = f"the VAE cannot encode picture {samples[0].image.path} ({error})"
-        remedy = "set model.vae to one that stays finite in this type, or model.dtype=fp32"
+        found, _, remedy = f"picture {samples[0].image.path}: {error}".partition("; ")
         raise SampleError(samples[0].key, found, remedy) from None
     return moments
 

@@ -25,7 +25,18 @@ from PIL import Image
 from anymix.device.settings import PLUGIN
 from anymix.families.common.shards import write_text
 
-PACKAGES = ("anymix", "torch", PLUGIN, "transformers", "peft", "safetensors", "datasets", "pillow", "numpy")
+PACKAGES = (
+    "anymix",
+    "torch",
+    PLUGIN,
+    "transformers",
+    "diffusers",
+    "peft",
+    "safetensors",
+    "datasets",
+    "pillow",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

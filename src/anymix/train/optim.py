@@ -86,12 +86,17 @@ def _imported(path: str) -> Any:
         ) from None
 
 
+def warm_steps(steps: int, config: Train) -> int:
+    """How many optimizer steps of a run the rate rises."""
+    return int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * steps)
+
+
 def factor(step: int, steps: int, config: Train) -> float:
     """What the peak rates are multiplied with at 0-based optimizer step `step` of `steps`.
 
     Warm-up rises linearly and reaches 1 at its last step; then constant, linear to 0, or half a cosine
     (Loshchilov & Hutter 2017, eq. 5) to 0 at the end."""
-    warm = int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * steps)
+    warm = warm_steps(steps, config)
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(1, steps - warm)

@@ -98,6 +98,8 @@ def prepare(
     stepper = _stepper(run, family, optimizer, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(_plan(found, split, steps))
+    if (warm := optim.warm_steps(steps, run.train)) >= steps > 1:
+        say(f"  the rate rises for all of them: train.warmup is {warm} steps; lower it, or take more train.steps")
     return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
 
 

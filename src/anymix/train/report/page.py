@@ -264,12 +264,18 @@ def _commands(out: Path, record: Record, w: Words) -> list[tuple[str, str]]:
         again = _again([str(word) for word in record.facts.get("command", ())], record.facts.get("run", {}))
         return [(again, w["go on"])] if again else []
     question = shlex.quote(w["your question"])
-    found = [
-        (f"anymix chat {folder} --image a.jpg {question}", w["chat"]),
-        (f"anymix predict {folder} pictures -o answers.jsonl --question {question}", w["predict"]),
-    ]
+    if record.facts.get("draws"):
+        found = [(f"anymix generate {folder} {shlex.quote(w['your prompt'])} -o picture.png", w["generate"])]
+        exported = shlex.quote(str(out) + ".safetensors")
+        after = [(f"anymix export {folder} --to comfyui -o {exported}", w["export"])]
+    else:
+        found = [
+            (f"anymix chat {folder} --image a.jpg {question}", w["chat"]),
+            (f"anymix predict {folder} pictures -o answers.jsonl --question {question}", w["predict"]),
+        ]
+        after = []
     if record.facts.get("run", {}).get("adapter"):
-        found.append((f"anymix merge {folder} -o {shlex.quote(str(out) + '-merged')}", w["merge"]))
+        found += [*after, (f"anymix merge {folder} -o {shlex.quote(str(out) + '-merged')}", w["merge"])]
     return found
 
 

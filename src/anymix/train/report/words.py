@@ -132,6 +132,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "go on": ("go on from the newest checkpoint", "从最新的检查点继续"),
     "chat": ("ask it about a picture", "针对一张图片提问"),
     "predict": ("answer a whole folder", "批量回答文件夹中的图片"),
+    "generate": ("draw with it", "用它画图"),
+    "export": ("a file for ComfyUI", "导出 ComfyUI 用的文件"),
+    "your prompt": ("your prompt", "your prompt"),
     "merge": ("merge it into the model", "合并进模型"),
     "your question": ("What is this?", "这是什么？"),
 }
