@@ -85,6 +85,9 @@ class PaintCodec:
     def chosen(self) -> dict[str, Any]:
         return {}
 
+    def refuse_size(self, width: int, height: int) -> None:
+        """Every size can be painted."""
+
 
 class Denoiser(nn.Module):
     def __init__(self) -> None:
