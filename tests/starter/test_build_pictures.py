@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 from torch import nn
 
 from anymix.starter import drawn, pictures
@@ -41,6 +42,8 @@ def test_a_short_build_is_three_folders_their_scores_and_a_log(tmp_path):
     for kind in KINDS:
         pipeline = DiffusionPipeline.from_pretrained(tmp_path / "mine" / kind, torch_dtype=torch.float32)
         assert next(iter(pictures.draw(pipeline, ["a red circle"], steps=1))).size == (64, 64)
+        encoder = load_file(tmp_path / "mine" / kind / "text_encoder" / "model.safetensors")
+        assert {name.split(".")[0] for name in encoder} <= {"text_model", "text_projection"}
         assert f"# starter:{kind}" in (tmp_path / "mine" / kind / "README.md").read_text()
     assert (tmp_path / "mine.log").read_text().splitlines() == "\n".join(said).splitlines()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from anymix.families.common import shards
+from anymix.families.common import part_files, parts, shards
 from anymix.starter.build.diffusion import tokenizers
 
 TRACES = ("_name_or_path", "is_local", "local_files_only")
@@ -30,6 +30,8 @@ def save(pipeline: DiffusionPipeline, folder: Path) -> None:
             _without_traces(path)
     for path in folder.glob("tokenizer*/tokenizer.json"):
         _older_form(path)
+    for path in folder.glob("text_encoder*/config.json"):
+        _published_names(path)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
 
@@ -50,6 +52,13 @@ def _without_traces(path: Path) -> None:
     told = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in told.items() if key not in TRACES}
     shards.write_text(path, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _published_names(config: Path) -> None:
+    """CLIPTextModel's tensors under the names every release of transformers finds, see `part_files.published`."""
+    part = parts.in_folder(config.parent.name, config.parent)
+    tensors = {part_files.published(part, name): tensor.clone() for name, tensor in part.read().items()}
+    shards.write(config.parent, tensors, f"{parts.stem_of(part.kind)}.safetensors")
 
 
 def _older_form(path: Path) -> None:
