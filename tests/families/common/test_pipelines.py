@@ -57,7 +57,7 @@ def test_what_did_not_train_is_given_back_byte_for_byte(made: dict[str, Path], n
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_text_encoder_is_saved_by_names_that_all_releases_find(sd15: Path, tmp_path: Path, trained: bool) -> None:
-    """transformers 5.5 finds nothing in a file without `text_model.`, and diffusers draws with random words in silence."""
+    """transformers 5.5 finds nothing in a file without `text_model.`; diffusers then draws with random words."""
     before = load_file(sd15 / "text_encoder" / "model.safetensors")
     prints = open_folder(sd15).hashes
     family = open_folder(named_as_published(sd15, ""))
