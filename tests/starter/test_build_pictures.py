@@ -40,7 +40,7 @@ def test_a_short_build_is_three_folders_their_scores_and_a_log(tmp_path):
     )
     assert set(table) == set(KINDS)
     for kind in KINDS:
-        pipeline = DiffusionPipeline.from_pretrained(tmp_path / "mine" / kind, torch_dtype=torch.float32)
+        pipeline = DiffusionPipeline.from_pretrained(tmp_path / "mine" / kind).to(torch.float32)
         assert next(iter(pictures.draw(pipeline, ["a red circle"], steps=1))).size == (64, 64)
         encoder = load_file(tmp_path / "mine" / kind / "text_encoder" / "model.safetensors")
         assert {name.split(".")[0] for name in encoder} <= {"text_model", "text_projection"}

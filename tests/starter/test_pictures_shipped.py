@@ -26,9 +26,7 @@ def opened():
 
     def open_(kind):
         if kind not in found:
-            found[kind] = DiffusionPipeline.from_pretrained(
-                FOLDERS / kind, torch_dtype=torch.float32, local_files_only=True
-            )
+            found[kind] = DiffusionPipeline.from_pretrained(FOLDERS / kind, local_files_only=True).to(torch.float32)
         return found[kind]
 
     return open_

@@ -56,7 +56,7 @@ def score_pictures(
     device: str = "cpu",
 ) -> list[Tally]:
     """Have the pipeline of a folder draw the sheet, and judge. `show` gets (drawn, of how many)."""
-    pipeline = DiffusionPipeline.from_pretrained(str(resolve(model)), torch_dtype=torch.float32, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(str(resolve(model)), local_files_only=True).to(torch.float32)
     pipeline.to(pick(device).handle)
     groups = test_sheet(each)
     total, done = sum(map(len, groups.values())), 0
