@@ -160,12 +160,15 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
     held = set(origin.dtypes) if origin else set(state) - _tied(whole)
     named = {original_name(own) if layout == "original" else own: own for own in state if own in held}
     split = {native_name(name): file for name, file in origin.file_of.items()} if origin else {}
-    plan = _plan({name: state[own].nbytes for name, own in named.items()}, {n: split[o] for n, o in named.items() if o in split})
+    kept = {name: split[own] for name, own in named.items() if own in split}
+    plan = _plan({name: state[own].nbytes for name, own in named.items()}, kept)
     dtypes = dict.fromkeys(state, dtype) if dtype or not origin else origin.dtypes
     as_it_was = origin is not None and origin.layout == layout and dtype is None
     with shards.saving(folder) as beside:
         for file, names in plan.items():
-            tensors = {name: _own(state[named[name]].detach().to("cpu", dtypes.get(named[name]))) for name in names}
+            tensors = {name: state[named[name]].detach().to("cpu", dtypes.get(named[name])) for name in names}
+            if HEAD in tensors and _tied(whole):
+                tensors[HEAD] = tensors[HEAD].clone()  # files hold no memory twice
             shards.write(beside, tensors, file)
         if origin:
             carry(origin, beside, folder, index=as_it_was)
@@ -175,11 +178,6 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
 
 def _tied(net: Any) -> set[str]:
     return {HEAD} if net.lm_head.weight is net.get_input_embeddings().weight else set()
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Files hold no memory twice: a head that is the embeddings is copied where the source wrote both."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.contiguous()
 
 
 def _plan(sizes: Mapping[str, int], split: Mapping[str, str]) -> dict[str, list[str]]:
