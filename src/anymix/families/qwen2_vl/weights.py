@@ -25,14 +25,14 @@ from anymix.families.common.shards import Shards, read_json
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 LAYOUTS = ("original", "native")
-_OLD_TEXT = re.compile(r"model\.(?!language_model\.|visual\.)")
+_OLD_TEXT = re.compile(r"^model\.(?!language_model\.|visual\.)")
 
 
 def native_name(name: str) -> str:
     """A tensor's name in the module, from either layout."""
     if name.startswith("visual."):
         return f"model.{name}"
-    return _OLD_TEXT.sub("model.language_model.", name, count=1) if name.startswith("model.") else name
+    return _OLD_TEXT.sub("model.language_model.", name)
 
 
 def original_name(name: str) -> str:
