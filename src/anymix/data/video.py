@@ -37,23 +37,23 @@ def look(ref: VideoRef, key: str) -> Film:
     or whose frames differ in size."""
     if ref.fps is not None and ref.fps <= 0:
         raise SampleError(key, f"video {ref.path} has fps={ref.fps}", "give the frames a second, more than 0")
-    stills = _stills(ref, key)
-    if stills is None:
+    named = stills(ref, key)
+    if named is None:
         return _look_into(ref, key)
-    sizes = {image_size(still, key): still for still in stills}
+    sizes = {image_size(still, key): still for still in named}
     if len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         found = f"frames of video {ref.path} differ in size: {_edges(first, one)}, {_edges(second, other)}"
         raise SampleError(key, found, "bring them to one size")
-    return Film(len(stills), ref.fps, next(iter(sizes)))
+    return Film(len(named), ref.fps, next(iter(sizes)))
 
 
 def frames(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image]:
     """The frames with these numbers (from 0, rising; a number may come twice). The same SampleErrors as `look`."""
-    stills = _stills(ref, key)
-    if stills is None:
+    named = stills(ref, key)
+    if named is None:
         return _decoded(ref, key, wanted)
-    opened = {n: open_image(stills[n], key) for n in dict.fromkeys(wanted)}
+    opened = {n: open_image(named[n], key) for n in dict.fromkeys(wanted)}
     return [opened[n] for n in wanted]
 
 
@@ -61,7 +61,7 @@ def _edges(still: ImageRef, size: tuple[int, int]) -> str:
     return f"{os.path.basename(still.path)} is {size[0]}x{size[1]}"
 
 
-def _stills(ref: VideoRef, key: str) -> Sequence[ImageRef] | None:
+def stills(ref: VideoRef, key: str) -> Sequence[ImageRef] | None:
     """The frames of a video that is no file, in order: those named, or a folder's by number."""
     if ref.frames:
         return ref.frames

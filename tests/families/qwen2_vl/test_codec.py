@@ -169,15 +169,3 @@ def test_a_row_too_long_says_what_would_shorten_it(folder: Path, picture: Draw) 
     turns = (Turn("user", (picture(500, 500),)), Turn("assistant", ("a",)))
     message = _refused(short, *turns)
     assert "16 of them for 1 pictures" in message and "lower model.max_pixels (now 12544)" in message
-
-
-def test_frames_of_a_folder_are_in_order_of_their_numbers(picture: Draw, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from anymix.data import video
-
-    for number in (10, 9, 1):
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
-    ref = VideoRef(str(tmp_path), fps=2.0)
-    assert video.look(ref, "k") == video.Film(3, 2.0, (4, 4))
-    assert [f.getpixel((0, 0))[0] for f in video.frames(ref, "k", [0, 1, 2])] == [1, 9, 10]

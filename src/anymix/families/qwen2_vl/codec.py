@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -63,6 +63,8 @@ class Qwen2VLCodec:
     max_frames: int = 768  # seen of a video
     max_length: int | None = None  # tokens of a training row
     overrides: tuple[tuple[str, Any], ...] = ()  # options that were set against the model's own config
+
+    bound: ClassVar[str] = "model.max_pixels"  # the setting that makes its pictures smaller
 
     def __post_init__(self) -> None:
         for mark in template.MARKS:
