@@ -99,7 +99,13 @@ def test_the_full_recipe_of_qwen2vl_trains_the_language_model_on_32_rows_a_step(
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 16}
+    text = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 16,
+    }
     vision = {"depth": 1, "embed_dim": 8, "num_heads": 1, "hidden_size": 8}
     with torch.device("meta"):
         net = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))

@@ -46,7 +46,9 @@ class Model(Section):
     max_tiles: Positive | None = _key(None, "most tiles all pictures of one row may use; default: the model's own")
     min_tiles: Positive | None = _key(None, "fewest tiles of one picture; default: the model's own")
     thumbnail: bool | None = _key(None, "add the whole picture as one more tile; default: the model's own")
-    min_pixels: Positive | None = _key(None, "fewest pixels of a picture, enlarged to them (Qwen2-VL); default: its own")
+    min_pixels: Positive | None = _key(
+        None, "fewest pixels of a picture, enlarged to them (Qwen2-VL); default: its own"
+    )
     max_pixels: Positive | None = _key(
         None, "most pixels of a picture or frame, shrunk to them (Qwen2-VL: 784 are a token); default: the model's own"
     )

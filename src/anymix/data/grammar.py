@@ -45,7 +45,6 @@ ROLES: dict[str, Role] = {
 }
 
 
-
 class Gap(Enum):
     """A picture or video whose file stands beside the turns, in the row's `images` or `videos`."""
 

@@ -65,7 +65,9 @@ def _theirs(tokenizer: Any, codec: Qwen2VLCodec, conversation: Conversation, ans
     return [id for one in ids for id in [one] * (next(tokens) if one in marks else 1)]
 
 
-def test_rows_have_the_ids_of_the_folders_template(tokenizer: Any, codec: Qwen2VLCodec, conversation: Conversation) -> None:
+def test_rows_have_the_ids_of_the_folders_template(
+    tokenizer: Any, codec: Qwen2VLCodec, conversation: Conversation
+) -> None:
     assert codec.encode(conversation).ids.tolist() == _theirs(tokenizer, codec, conversation, False)
 
 
@@ -76,7 +78,9 @@ def test_prompts_have_the_ids_of_the_folders_template(
     assert codec.prompt(asked).ids.tolist() == _theirs(tokenizer, codec, asked, True)
 
 
-def test_labels_are_the_assistants_words_and_the_mark_behind_them(codec: Qwen2VLCodec, conversation: Conversation) -> None:
+def test_labels_are_the_assistants_words_and_the_mark_behind_them(
+    codec: Qwen2VLCodec, conversation: Conversation
+) -> None:
     item = codec.encode(conversation)
     kept = item.labels != IGNORE
     assert torch.equal(item.labels[kept], item.ids[kept])

@@ -151,15 +151,11 @@ def questions(rows: dict[str, Conversation]) -> list[Conversation]:
 def generated(family: Qwen2VL, theirs: Any, question: Conversation, tokens: int) -> list[int]:
     prompt = family.prompt(question)
     arguments = asked(family, prompt.ids, prompt.pixels, prompt.host["grids"])
-    ids = theirs.generate(
-        **arguments, max_new_tokens=tokens, do_sample=False, temperature=None, top_p=None, top_k=None
-    )
+    ids = theirs.generate(**arguments, max_new_tokens=tokens, do_sample=False, temperature=None, top_p=None, top_k=None)
     return ids[0, len(prompt.ids) :].tolist()  # type: ignore[no-any-return]
 
 
-def test_answers_alone_and_in_a_left_padded_batch(
-    family: Qwen2VL, theirs: Any, rows: dict[str, Conversation]
-) -> None:
+def test_answers_alone_and_in_a_left_padded_batch(family: Qwen2VL, theirs: Any, rows: dict[str, Conversation]) -> None:
     engine, few = ChatEngine(family), Sampling(max_new_tokens=12)
     wanted = [generated(family, theirs, question, 12) for question in questions(rows)]
     alone = [list(engine.answer([question], few)[0].ids) for question in questions(rows)]
@@ -182,9 +178,7 @@ def test_rows_that_leave_a_batch_take_their_places_along(family: Qwen2VL, rows: 
         assert (family.step(tokens[row : row + 1], own)[0] - logits[row]).abs().max() < 1e-5
 
 
-def test_a_row_of_words_gives_a_training_tower_gradients_of_zero(
-    folder: Path, rows: dict[str, Conversation]
-) -> None:
+def test_a_row_of_words_gives_a_training_tower_gradients_of_zero(folder: Path, rows: dict[str, Conversation]) -> None:
     family = families.open_folder(folder)
     family.net.train()
     batch = family.codec.collate([family.codec.encode(rows["text"])])

@@ -36,7 +36,12 @@ def processor(cut: Cut) -> Any:
     return theirs.Qwen2VLImageProcessorPil(min_pixels=cut.min_pixels, max_pixels=cut.max_pixels)
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([3136, 100352]), st.sampled_from([12544, 1003520, 12845056]))
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.sampled_from([3136, 100352]),
+    st.sampled_from([12544, 1003520, 12845056]),
+)
 def test_sizes(width: int, height: int, least: int, most: int) -> None:
     least = min(least, most)
     if max(width, height) > 200 * min(width, height):

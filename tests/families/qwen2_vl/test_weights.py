@@ -141,5 +141,3 @@ def test_a_folder_is_known_by_its_type_where_it_names_no_architecture(tmp_path: 
     del config["architectures"]
     (folder / "config.json").write_text(json.dumps(config))
     assert families.family_of(folder).__name__ == "Qwen2VL"
-
-

@@ -18,6 +18,7 @@ from anymix.families.qwen2_vl.patches import Cut
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP
+_COLOURS = (("image_mean", MEAN), ("image_std", STD))
 _BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
@@ -41,15 +42,12 @@ def settings_of(folder: Path, config: Mapping[str, Any]) -> Settings:
                 "two models, copy it again"
             )
     size = said.get("size") or {}
-    bounds = {}
+    bounds: dict[str, int] = {}
     for name, edge in _BOUNDS.items():
         found = next((v for v in (said.get(name), size.get(edge), size.get(name)) if v is not None), None)
         bounds |= {} if found is None else {name: int(found)}
     mean, std = (tuple(map(float, said.get(key) or default)) for key, default in _COLOURS)
     return Settings(Cut(**shape, **bounds), mean, std)
-
-
-_COLOURS = (("image_mean", MEAN), ("image_std", STD))
 
 
 def _said(folder: Path) -> dict[str, Any]:
@@ -68,8 +66,9 @@ def write_bounds(folder: Path, chosen: Mapping[str, Any]) -> None:
         return
     nested = not (folder / PREPROCESSOR).is_file() and (folder / PROCESSOR).is_file()
     path = folder / (PROCESSOR if nested else PREPROCESSOR)
-    tree = read_json(path) if path.is_file() else {"image_processor_type": "Qwen2VLImageProcessor"}
-    own = tree.setdefault("image_processor", {}) if nested else tree
+    tree: dict[str, Any] = {"image_processor_type": "Qwen2VLImageProcessor"}
+    tree = read_json(path) if path.is_file() else tree
+    own: dict[str, Any] = tree.setdefault("image_processor", {}) if nested else tree
     own |= bounds
     if own.get("size"):
         own["size"] = {**own["size"], **{_BOUNDS[name]: value for name, value in bounds.items()}}

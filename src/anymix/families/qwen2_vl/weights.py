@@ -72,7 +72,7 @@ def load(
         )  # fmt: skip
     _finish(net, config, device, folder)
     remember(net, origin)
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 def _config(folder: Path, tree: Mapping[str, Any]) -> Qwen2VLConfig:
@@ -82,16 +82,15 @@ def _config(folder: Path, tree: Mapping[str, Any]) -> Qwen2VLConfig:
     if missing or not tree.get("vision_config"):
         absent = missing[0] if missing else "vision_config"
         raise ValueError(f"{folder}/config.json has no {absent}, expected Qwen2-VL's; copy it again")
-    return Qwen2VLConfig.from_dict(dict(tree))  # type: ignore[no-any-return]
+    return Qwen2VLConfig.from_dict(dict(tree))
 
 
-def _empty(config: Qwen2VLConfig) -> Any:
+def _empty(config: Any) -> Any:
     """The module with parameters on meta, and real rotary tables (they are computed, not loaded)."""
     with torch.device("meta"):
         net = Qwen2VLForConditionalGeneration(config)
-    for module in list(net.modules()):
-        if isinstance(rotary := getattr(module, "rotary_emb", None), nn.Module):
-            module.rotary_emb = type(rotary)(config=config.text_config)
+    language = net.model.language_model
+    language.rotary_emb = type(language.rotary_emb)(config=config.text_config)
     tower = net.model.visual.rotary_pos_emb
     width = config.vision_config.embed_dim // config.vision_config.num_heads // 2
     frequencies = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
