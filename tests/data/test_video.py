@@ -82,6 +82,28 @@ def test_files(tmp_path):
     assert "cannot be read" in refused(ref) or "no frames" in refused(ref)
 
 
+def test_a_film_taken_upright_is_seen_upright(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    lying = Image.new("RGB", (64, 48), (0, 0, 0))
+    lying.paste((255, 255, 255), (0, 0, 64, 12))  # white along the top
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(90)
+        for _ in range(2):
+            out.mux(stream.encode(av.VideoFrame.from_image(lying)))
+        out.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        turn = next(container.decode(video=0)).rotation
+    assert abs(turn) == 90
+    ref = VideoRef(str(path))
+    assert video.look(ref, "k").size == (48, 64)
+    (seen,) = video.frames(ref, "k", [0])
+    left, right = seen.getpixel((3, 32))[0], seen.getpixel((44, 32))[0]
+    assert (left > 200 > right) if turn == 90 else (right > 200 > left)
+
+
 def test_a_check_of_rows_looks_at_every_frame(tmp_path):
     folder(tmp_path / "v")
     row = {"conversations": [{"from": "human", "value": "<video>\nQ"}, {"from": "gpt", "value": "A"}], "video": "v"}

@@ -86,12 +86,11 @@ def _look_into(ref: VideoRef, key: str) -> Film:
     with _container(ref, key) as container:
         stream = _stream(container, ref, key)
         rate = stream.average_rate or stream.base_rate
-        size = (int(stream.width), int(stream.height))
         # A header may say nothing of the number of frames, or lie; packets are counted without decoding.
         count = sum(packet.size > 0 for packet in container.demux(stream))
     if not count or not rate:
         raise SampleError(key, f"video {ref.path} has no frames", "copy it again")
-    return Film(count, float(rate), size)
+    return Film(count, float(rate), _decoded(ref, key, [0])[0].size)
 
 
 def _decoded(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image]:
@@ -100,7 +99,7 @@ def _decoded(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image
         try:
             for number, frame in enumerate(container.decode(_stream(container, ref, key))):
                 if number in wanted:
-                    found[number] = frame.to_image()
+                    found[number] = _upright(frame)
                 if number >= max(wanted):
                     break
         except _errors() as error:
@@ -110,6 +109,13 @@ def _decoded(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image
         found_ = f"video {ref.path} breaks off before frame {missing[0]}"
         raise SampleError(key, found_, "copy it again, or cut it where it is whole")
     return [found[number] for number in wanted]
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame as it is to be seen: a telephone held upright writes it lying, and how far to turn it."""
+    turn = int(getattr(frame, "rotation", 0) or 0)  # degrees against the clock; PyAV before 14 does not tell
+    image: Image.Image = frame.to_image()
+    return image.rotate(turn, expand=True) if turn else image
 
 
 def _stream(container: Any, ref: VideoRef, key: str) -> Any:

@@ -168,6 +168,12 @@ def test_rows_that_cannot_be_encoded_are_refused_by_name(codec: Qwen2VLCodec, pi
     assert "differ in size" in _refused(codec, Turn("user", (two,)), said)
 
 
+@pytest.mark.parametrize("told", [{"max_tiles": 4}, {"degrade": True}])
+def test_what_a_meta_file_says_of_tiles_is_not_passed_over(codec: Qwen2VLCodec, told: dict[str, Any]) -> None:
+    with pytest.raises(SampleError, match="is for InternVL2's tiles"):
+        codec.measure(Conversation((Turn("user", ("q",)), Turn("assistant", ("a",))), "k", **told))
+
+
 def test_a_row_too_long_says_what_would_shorten_it(folder: Path, picture: Draw) -> None:
     short = families.codec_of(folder, max_length=20)
     turns = (Turn("user", (picture(500, 500),)), Turn("assistant", ("a",)))

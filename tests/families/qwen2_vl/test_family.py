@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -26,7 +28,8 @@ from anymix.samples import Conversation, Turn
 from families.tiny_qwen import tiny_qwen2vl
 
 Draw = Callable[..., Any]
-KINDS = ("text", "image", "images", "video", "both")
+WRONG_TIMES = Version(transformers.__version__) < Version("5.6")  # of a video's frames; its pull request 45400
+KINDS = ("text", "image", "images", *(() if WRONG_TIMES else ("video", "both")))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def test_logits_and_loss(family: Qwen2VL, theirs: Any, rows: dict[str, Conversat
     assert abs(found - nll) < 1e-5 * nll and batch.weight == item.weight
 
 
-@pytest.mark.parametrize("kind", ["images", "both"])
+@pytest.mark.parametrize("kind", ["images", KINDS[-1]])
 def test_logits_where_rounding_hides_nothing(folder: Path, rows: dict[str, Conversation], kind: str) -> None:
     """In fp32 a matrix product for their Conv3d alone moves logits of 10 by 3e-5; in fp64 nothing is left of that."""
     family: Any = families.open_folder(folder, dtype=torch.float64)
@@ -114,7 +117,7 @@ def test_logits_where_rounding_hides_nothing(folder: Path, rows: dict[str, Conve
 
 
 def test_every_gradient(theirs: Any, family: Qwen2VL, rows: dict[str, Conversation]) -> None:
-    item, arguments = item_of(family, rows["both"])
+    item, arguments = item_of(family, rows[KINDS[-1]])
     family.loss(family.codec.collate([item])).backward()
     theirs.zero_grad()
     torch.nn.functional.cross_entropy(theirs(**arguments).logits[0, :-1], item.labels[1:], reduction="sum").backward()
@@ -157,11 +160,11 @@ def generated(family: Qwen2VL, theirs: Any, question: Conversation, tokens: int)
 
 def test_answers_alone_and_in_a_left_padded_batch(family: Qwen2VL, theirs: Any, rows: dict[str, Conversation]) -> None:
     engine, few = ChatEngine(family), Sampling(max_new_tokens=12)
-    wanted = [generated(family, theirs, question, 12) for question in questions(rows)]
     alone = [list(engine.answer([question], few)[0].ids) for question in questions(rows)]
-    assert alone == wanted
-    assert [list(answer.ids) for answer in engine.answer(questions(rows), few)] == wanted
-    assert len({tuple(ids) for ids in wanted}) > 3
+    known = questions({kind: rows[kind] for kind in KINDS})
+    assert alone[: len(KINDS)] == [generated(family, theirs, question, 12) for question in known]
+    assert [list(answer.ids) for answer in engine.answer(questions(rows), few)] == alone
+    assert len({tuple(ids) for ids in alone}) > 3
 
 
 def test_rows_that_leave_a_batch_take_their_places_along(family: Qwen2VL, rows: dict[str, Conversation]) -> None:
@@ -247,4 +250,5 @@ def test_trained_saved_opened_and_asked(rows: dict[str, Conversation], new_names
     answers = ChatEngine(again).answer(asked_, Sampling(max_new_tokens=30))
     assert [answer.text for answer in answers] == ["a red box, large.", "图 a disc."]
     theirs = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
-    assert [generated(again, theirs, one, 30) for one in asked_] == [list(answer.ids) for answer in answers]
+    for question, answer in zip(asked_[: 1 if WRONG_TIMES else 2], answers, strict=False):
+        assert generated(again, theirs, question, 30) == list(answer.ids)

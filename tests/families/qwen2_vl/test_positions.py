@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
@@ -17,6 +19,7 @@ from anymix.families.qwen2_vl.positions import following, positions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "qwen2vl-positions" / "positions.json"
 CASES = json.loads(GOLDEN.read_text())
+WRONG_TIMES = Version(transformers.__version__) < Version("5.6")  # its pull request 45400
 START, END, IMAGE, VIDEO = 488, 489, 491, 492
 
 
@@ -53,6 +56,7 @@ def model() -> Any:
         return Qwen2VLModel(config)
 
 
+@pytest.mark.skipif(WRONG_TIMES, reason="transformers 5.3 to 5.5 give a video's frames one time")
 @pytest.mark.parametrize("seed", range(12))
 def test_they_are_those_of_the_installed_transformers(model: Any, seed: int) -> None:
     """For videos of no more pairs of frames than rows or columns; for longer ones it differs from what was trained."""

@@ -251,6 +251,10 @@ class Qwen2VLCodec:
 
     def _seen(self, conversation: Conversation) -> list[Seen]:
         """Pictures and videos in reading order."""
+        told = {"max_dynamic_patch": conversation.max_tiles is not None, "data_augment": conversation.degrade}
+        if meant := [name for name, said in told.items() if said]:
+            remedy = "take it out of the meta file; model.max_pixels bounds pictures"
+            raise SampleError(conversation.key, f"the row has {meant[0]}, which is for InternVL2's tiles", remedy)
         parts = [part for turn in conversation.turns for part in turn.parts if not isinstance(part, str)]
         return [self._look(part, conversation.key) for part in parts]
 

@@ -2,8 +2,9 @@
 
 A word stands at the same place in all three; the tokens of a picture or video stand at their own time, row and
 column behind what came before; whatever follows begins behind the largest of the three. So in the original and in
-transformers up to 4.57 (`get_rope_index`); transformers 5 forgets time in that maximum and lets the words after a
-video of more pairs of frames than rows and columns begin inside it, which no released model was trained on.
+transformers up to 4.57 (`get_rope_index`). transformers 5 forgets time in that maximum and lets the words after a
+video of more pairs of frames than rows and columns begin inside it, and 5.3 to 5.5 give all frames of a video one
+time: no released model was trained on either.
 """
 
 from __future__ import annotations
