@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from anymix.cli import app
@@ -65,6 +69,37 @@ def test_a_whole_model_is_trained_and_goes_on_where_it_stopped(place: Path) -> N
     once, twice = (load_file(place / name / "model.safetensors") for name in "ab")
     assert once.keys() == load_file("model/model.safetensors").keys()
     assert all(bool((once[name] == twice[name]).all()) for name in once)
+
+
+def _trained(place: Path, *words: str) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Journal and weights of two steps of four rows, everything trained."""
+    (place / "r.yaml").write_text(json.dumps({"model": {"path": "model"}}))
+    out = place / words[-1].replace("=", "-")
+    more = ["device=cpu", "train.steps=2", "data.workers=0", "train.lr=1e-4", f"train.out={out}", *words]
+    typed = ["train", "r.yaml", "data.path=rows.jsonl", *more]
+    if "nproc=2" not in words:
+        run(*typed)
+    else:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+        command = [sys.executable, "-m", "anymix", *typed]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line], load_file(out / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_four_rows_are_one_step_however_they_are_split(place: Path) -> None:
+    """At once, one by one, and on two ranks, one of which meets fewer pictures or none."""
+    once, weights = _trained(place, "train.batch=4")
+    for split in (("train.accumulate=4",), ("train.accumulate=2", "nproc=2")):
+        journal, others = _trained(place, *split)
+        assert len(journal) == len(once) == 2
+        for ours, theirs in zip(once, journal, strict=True):
+            assert abs(ours["loss"] - theirs["loss"]) < 1e-6 * ours["loss"]
+        assert abs(once[0]["grad_norm"] / journal[0]["grad_norm"] - 1) < 1e-6
+        assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 5e-6
 
 
 def test_show_lists_what_the_model_sees(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
