@@ -95,7 +95,27 @@ def test_stage_1_trains_the_projector_alone(net):
     assert trained
 
 
-@pytest.mark.parametrize("stem", ["internvl2_8b_lora", "internvl2_lora"])
+def test_the_full_recipe_of_qwen2vl_trains_the_language_model_on_32_rows_a_step():
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 16,
+    }
+    vision = {"depth": 1, "embed_dim": 8, "num_heads": 1, "hidden_size": 8}
+    with torch.device("meta"):
+        net = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+    recipe = ROOT / "recipes" / "qwen2vl_2b_full.yaml"
+    assert _trained(net, recipe) == {n for n, _ in net.named_parameters() if not n.startswith("model.visual.")}
+    run = config.load(recipe)
+    assert run.nproc * run.train.batch * run.train.accumulate == 32
+
+
+@pytest.mark.parametrize("stem", ["internvl2_8b_lora", "internvl2_lora", "qwen2vl_7b_lora"])
 def test_the_lora_recipes_hold_rows_out(stem):
     run = config.load(ROOT / "recipes" / f"{stem}.yaml")
     assert run.adapter is not None and run.adapter.parts is None  # the usual ones: the language model
@@ -107,10 +127,12 @@ def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
     """Word for word, from ANYMIX_MODELS, but for what a tiny random model on two cores asks: one step of two rows."""
     from anymix.cli import app
     from drawn import rows
+    from families.tiny_qwen import tiny_qwen2vl
     from tiny import tiny_internvl2
 
     run = config.load(recipe)
-    tiny_internvl2(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
+    tiny = tiny_qwen2vl if recipe.stem.startswith("qwen2vl") else tiny_internvl2
+    tiny(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
     monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "nas"))
     monkeypatch.chdir(tmp_path)
     words = shlex.split(recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# anymix "))

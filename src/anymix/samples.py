@@ -1,7 +1,7 @@
 """What data hands to a codec: words and references to pictures, no tensors.
 
-A `Conversation` is one training row or one request. Pictures stand where they are spoken of: a turn's
-parts are text and `ImageRef` in reading order, so nobody has to match `<image>` marks to a list again.
+A `Conversation` is one training row or one request. Pictures and videos stand where they are spoken of: a turn's
+parts are text, `ImageRef` and `VideoRef` in reading order, so nobody has to match `<image>` marks to a list again.
 A `Caption` is one picture to learn to draw.
 """
 
@@ -26,19 +26,31 @@ class ImageRef:
     max_tiles: int | None = None
 
 
-Part = str | ImageRef
+@dataclass(frozen=True)
+class VideoRef:
+    """A video: the file or the folder of frames at `path`, or `frames` in order, which `path` then only names.
+
+    `fps`: frames a second of a folder or of `frames`; None: not known, so none can be left out by time. A file says
+    its own."""
+
+    path: str
+    frames: tuple[ImageRef, ...] = field(default=(), repr=False)
+    fps: float | None = None
+
+
+Part = str | ImageRef | VideoRef
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `parts` is text and pictures in reading order."""
+    """One message. `parts` is text, pictures and videos in reading order."""
 
     role: Role
     parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
-        """The words alone, pictures left out."""
+        """The words alone, pictures and videos left out."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
@@ -58,6 +70,10 @@ class Conversation:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, ImageRef))
+
+    @property
+    def videos(self) -> tuple[VideoRef, ...]:
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, VideoRef))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anymix.data.grammar import EmptyAnswer, Reading, opens_with_answer, parse
-from anymix.samples import Conversation, ImageRef, SampleError
+from anymix.samples import Conversation, ImageRef, SampleError, VideoRef
 
 KEY = "rows.jsonl:7"
 GOLDEN = Path(__file__).parent.parent / "golden" / "conversation" / "sft_labels.json"
@@ -169,8 +169,13 @@ def test_only_one_leading_gpt_turn_may_stand():
         (row(human("a"), gpt("b"), image="s3://bucket/a.png"), "download it"),
         (row(human("a"), gpt("b"), image="data:image/png,abc"), "no base64"),
         (row(human("a"), gpt("b"), image="data:image/png;base64,@@@"), "damaged base64"),
-        (row(human("<video>\na"), gpt("b"), video="a.mp4"), "a video, anymix reads pictures"),
-        (row(human("a"), gpt("b"), videos=["a.mp4"]), 'list them as "image"'),
+        (row(human("<video> <video>\na"), gpt("b"), video="a.mp4"), "2 <video> marks for 1 video;"),
+        (row(human("a"), gpt("b"), videos=["a.mp4", "b"]), "0 <video> marks for 2 videos; write one <video> for each"),
+        (row(human("a"), gpt("b"), video="a", videos=["b"]), "both video and videos"),
+        (row(human("a"), gpt("b"), video=3), "a video is a number"),
+        (row(human("a"), gpt("b"), videos=[[]]), "an empty list"),
+        (row(human("a"), gpt("b"), video="https://x.org/a.mp4"), "download it"),
+        (row(human("a"), gpt("b"), video="a.mp4", clip=[0, 3]), "a clip of its video"),
         (row(human("a \ud83d"), gpt("b")), "half a character"),
         (row(human("a"), {**gpt("b"), "loss": False}), "not trained on"),
     ],
@@ -266,7 +271,11 @@ def test_openai_marks_take_the_images_beside_the_messages():
 @pytest.mark.parametrize(
     ("content", "role", "found"),
     [
-        ([{"type": "video", "video": "a.mp4"}], "user", "type 'video'"),
+        ([{"type": "audio", "audio": "a.wav"}], "user", "type 'audio'"),
+        ([{"type": "video", "video": "a.mp4"}], "assistant", "a video stands in the assistant's turn"),
+        ([{"type": "video", "video": "a", "nframes": 4}], "user", "its own nframes; take it out"),
+        ([{"type": "video", "video": "a", "fps": 0}], "user", "a video has fps 0"),
+        ([{"type": "video"}], "user", "1 <video> mark for 0 videos"),
         ([{"type": "image_url", "image_url": {"url": "https://x/a.png"}}], "user", "download it"),
         ([{"type": "image", "image": "a.png"}], "assistant", "a picture stands in the assistant's turn"),
         ([3], "user", "a part of a message is a number"),
@@ -278,6 +287,36 @@ def test_malformed_openai_messages(content, role, found):
     other = {"role": "assistant" if role == "user" else "user", "content": "x"}
     turn = {"role": role, "content": content}
     assert found in problem({"messages": [turn, other] if role == "user" else [other, turn]})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        row(human("See <image> and <video>\nQ"), gpt("A"), image="p.png", video="v.mp4"),
+        row(human("See <image> and <video>\nQ"), gpt("A"), images=["p.png"], videos=["v.mp4"]),
+        {"messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "See "}, {"type": "image", "image": "p.png"},
+                {"type": "text", "text": " and "}, {"type": "video", "video": "v.mp4"},
+                {"type": "text", "text": "\nQ"},
+            ]},
+            {"role": "assistant", "content": "A"},
+        ]},
+    ],
+)  # fmt: skip
+def test_videos_stand_where_they_are_spoken_of(record):
+    found = read(record, root="r")
+    assert found.turns[0].parts == ("See ", ImageRef("r/p.png"), " and ", VideoRef("r/v.mp4"), "\nQ")
+
+
+def test_a_video_nobody_points_at_stands_first_and_frames_have_their_rate():
+    found = read(row(human("Q"), gpt("A"), video="v"))
+    assert found.turns[0].parts == (VideoRef("v"), "\nQ")
+    part = {"type": "video", "video": ["1.png", "file:///2.png"], "fps": 2}
+    turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A"}]
+    (video,) = read({"messages": turns}, root="r").videos
+    assert video.frames == (ImageRef("r/1.png"), ImageRef("/2.png")) and video.fps == 2.0
+    assert video.path == "r/1.png and 1 more frames"
 
 
 def test_another_column_may_hold_the_picture():

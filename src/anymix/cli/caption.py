@@ -49,6 +49,7 @@ def caption(
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
     max_tiles: options.MaxTiles = None,
+    max_pixels: options.MaxPixels = None,
     template: options.Template = None,
     base: options.Base = None,
     as_json: AsJson = False,
@@ -75,7 +76,7 @@ def caption(
 
     from anymix.engines import open_chat
 
-    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
+    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
     told: dict[str, Any] = {"question": question, "prefix": prefix.strip().rstrip(","), "sampling": drawn}
     with bar("pictures", not as_json) as progress:
         summary = captions.caption(engine, folder, **told, out=out, overwrite=overwrite, batch=batch, progress=progress)

@@ -26,6 +26,9 @@ HELP = (
 
 Question = Annotated[str | None, typer.Argument(help="What to ask; without it, a conversation.")]
 Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; may be given again.")]
+Video = Annotated[
+    list[str] | None, typer.Option("--video", "-v", help="A video, or a folder of its frames; may be given again.")
+]
 System = Annotated[str | None, typer.Option(help="System message instead of the model's own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as one JSON object on stdout.")]
 NoStream = Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")]
@@ -35,6 +38,7 @@ def chat(
     model: options.Model,
     question: Question = None,
     image: Image = None,
+    video: Video = None,
     system: System = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -45,6 +49,7 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     max_tiles: options.MaxTiles = None,
+    max_pixels: options.MaxPixels = None,
     template: options.Template = None,
     base: options.Base = None,
     as_json: AsJson = False,
@@ -61,23 +66,26 @@ def chat(
     drawn = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     for path in image or []:
         _refuse_missing(path)
+    for path in video or []:
+        if not os.path.exists(path):
+            raise ValueError(f"there is no video {path}; check the path")
 
     from anymix.engines import open_chat
     from anymix.engines.chat import Chat
 
-    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
+    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
     options.settle_threads(engine.family.net)
     talk = Chat(engine, system, drawn)
     _note(_opened(engine))
     if question is None:
-        _converse(talk, list(image or []), not no_stream)
+        _converse(talk, list(image or []), list(video or []), not no_stream)
     elif as_json:
-        *_, last = talk.say(question, image or [])
+        *_, last = talk.say(question, image or [], videos=video or [])
         assert last.answer is not None
         sys.stdout.write(json.dumps(_as_json(last.answer), ensure_ascii=False) + "\n")
     else:
         with _interruptible() as cancel:
-            _answer(talk, question, image or [], cancel, not no_stream)
+            _answer(talk, question, image or [], video or [], cancel, not no_stream)
 
 
 def _opened(engine: ChatEngine) -> str:
@@ -97,8 +105,10 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _answer(talk: Chat, text: str, images: Sequence[str], cancel: Callable[[], bool], stream: bool) -> None:
-    for piece in talk.say(text, images, cancel):
+def _answer(
+    talk: Chat, text: str, images: Sequence[str], videos: Sequence[str], cancel: Callable[[], bool], stream: bool
+) -> None:
+    for piece in talk.say(text, images, cancel, videos):
         if stream:
             _write(piece.text)
         if piece.answer:
@@ -115,8 +125,8 @@ def _cut(answer: Answer, wanted: int) -> str:
     return f"the answer was cut at {answer.limit} tokens; raise --max-new-tokens"
 
 
-def _converse(talk: Chat, images: list[str], stream: bool) -> None:
-    """Questions from the terminal until its end."""
+def _converse(talk: Chat, images: list[str], videos: list[str], stream: bool) -> None:
+    """Questions from the terminal until its end; pictures and videos wait for the next one."""
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     _note(HELP)
@@ -132,24 +142,23 @@ def _converse(talk: Chat, images: list[str], stream: bool) -> None:
             return
         if line == "/reset":
             talk.forget()
-            images = []
+            images, videos = [], []
         elif line.split(" ")[0] == "/image":
             images += _pictures(line.removeprefix("/image").strip())
         elif line.startswith("/"):
             _note(HELP)
         elif line:
-            images = _turn(talk, line, images, stream)
+            _turn(talk, line, images, videos, stream)
+            images, videos = [], []
 
 
-def _turn(talk: Chat, line: str, images: list[str], stream: bool) -> list[str]:
-    """One question -> the pictures still waiting for one. What cannot be asked is told, and may be asked
-    anew."""
+def _turn(talk: Chat, line: str, images: list[str], videos: list[str], stream: bool) -> None:
+    """One question. What cannot be asked is told, and may be asked anew."""
     try:
         with _interruptible() as cancel:
-            _answer(talk, line, images, cancel, stream)
+            _answer(talk, line, images, videos, cancel, stream)
     except ValueError as error:
         _note(str(error))
-    return []
 
 
 def _pictures(words: str) -> list[str]:

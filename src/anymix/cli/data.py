@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anymix.cli import checking
+from anymix.cli import checking, options
 
 if TYPE_CHECKING:
     from anymix.families.contract import Token
@@ -27,6 +27,7 @@ def show(
     root: Annotated[str | None, typer.Option(help="Folder relative image paths start from.")] = None,
     template: Annotated[str | None, typer.Option(help="Conversation template instead of the model's own.")] = None,
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles all pictures of a row may use.")] = None,
+    max_pixels: options.MaxPixels = None,
     resolution: Annotated[int | None, typer.Option(help="Pictures: edge to train at; default: the model's.")] = None,
     crop: Annotated[str, typer.Option(help="Pictures: center or random.")] = "center",
     flip: Annotated[bool, typer.Option(help="Pictures: mirrored too.")] = False,
@@ -40,7 +41,8 @@ def show(
     from anymix.data.views import Look
     from anymix.families import codec_of
 
-    codec = codec_of(model, **{k: v for k, v in (("template", template), ("max_tiles", max_tiles)) if v is not None})
+    asked = {"template": template, "max_tiles": max_tiles, "max_pixels": max_pixels}
+    codec = codec_of(model, **{name: value for name, value in asked.items() if value is not None})
     pictures = captions.read(path, root) if checking.draws(codec) else None
     rows = conversations.read(path, root) if pictures is None else pictures
     for index in row or [0]:

@@ -93,6 +93,11 @@ def _write_adapter(family: Family, output: Path) -> None:
     from anymix.adapters import fused, lora
 
     beside = lora.extras(family.net)
+    if family.name != "internvl2":
+        raise ValueError(
+            f"--as-adapter is for InternVL2, whose original network has other layers, and this is {family.name}; its "
+            "adapter folder is taken by others as it is"
+        )
     if family.layout != "original":
         raise ValueError(
             f"--as-adapter writes for the original network, and {family.folder} is in the native layout; "

@@ -23,6 +23,9 @@ TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest toke
 RepetitionPenalty = Annotated[float, typer.Option(help="More than 1 makes words already said less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same draw.")]
 MaxTiles = Annotated[int | None, typer.Option(help="Most tiles all pictures may use; default: the model's.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Qwen2-VL: most pixels of a picture or frame; 784 are a token. Default: the model's.")
+]
 Template = Annotated[str | None, typer.Option(help="Conversation template; default: the model's.")]
 Base = Annotated[str | None, typer.Option(help="For an adapter: the model under it, instead of the one it names.")]
 

@@ -51,6 +51,7 @@ def predict(
     root: Root = None,
     image_column: ImageColumn = None,
     max_tiles: options.MaxTiles = None,
+    max_pixels: options.MaxPixels = None,
     template: options.Template = None,
     base: options.Base = None,
     as_json: AsJson = False,
@@ -72,8 +73,9 @@ def predict(
     from anymix.engines import open_chat
     from anymix.engines.predict import predict as run
 
-    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
+    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
     told = {"dtype": dtype, "max_tiles": max_tiles, "template": template, "question": question}
+    told |= {} if max_pixels is None else {"max_pixels": max_pixels}
     with bar("rows", not as_json) as progress:
         how: dict[str, Any] = {"sampling": drawn, "batch": batch, "schema": checked, "retries": retries}
         summary = run(engine, rows, output, **how, restart=restart, settings=told, progress=progress)

@@ -46,6 +46,14 @@ class Model(Section):
     max_tiles: Positive | None = _key(None, "most tiles all pictures of one row may use; default: the model's own")
     min_tiles: Positive | None = _key(None, "fewest tiles of one picture; default: the model's own")
     thumbnail: bool | None = _key(None, "add the whole picture as one more tile; default: the model's own")
+    min_pixels: Positive | None = _key(
+        None, "fewest pixels of a picture, enlarged to them (Qwen2-VL); default: its own"
+    )
+    max_pixels: Positive | None = _key(
+        None, "most pixels of a picture or frame, shrunk to them (Qwen2-VL: 784 are a token); default: the model's own"
+    )
+    fps: float | None = _key(None, "frames to see of a second of video (Qwen2-VL); default: 2", gt=0)
+    max_frames: Positive | None = _key(None, "most frames to see of a video (Qwen2-VL); default: 768")
     unet: str | None = _key(None, "folder or hub id of another UNet than the pipeline's own")
     transformer: str | None = _key(None, "folder or hub id of another transformer than the pipeline's own (SD3)")
     vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from anymix.data import video
 from anymix.data.grammar import MARK, EmptyAnswer, opens_with_answer
 from anymix.data.images import image_size, refuse_cut_off
 from anymix.data.views import View
@@ -111,15 +112,19 @@ def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
 
 
 def check_row(conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None) -> int:
-    """Tokens of a row (0 without a codec). Raises SampleError for a picture that cannot be opened, a row the
+    """Tokens of a row (0 without a codec). Raises SampleError for a picture or video that cannot be opened, a row the
     codec cannot encode, and one longer than `max_length` tokens."""
     for ref in conversation.images:
         image_size(ref, conversation.key)
         refuse_cut_off(ref, conversation.key)
+    for film in conversation.videos:
+        video.look(film, conversation.key)
+        for still in video.stills(film, conversation.key) or ():
+            refuse_cut_off(still, conversation.key)
     tokens = codec.measure(conversation).tokens if codec is not None else 0
     if max_length is not None and tokens > max_length:
-        pictures = len(conversation.images)
-        smaller = "lower model.max_tiles, " if pictures else ""
+        bound = getattr(codec, "bound", "model.max_tiles")  # what makes this codec's pictures smaller
+        smaller = f"lower {bound}, " if conversation.images or conversation.videos else ""
         found = f"the row has {tokens} tokens, more than the {max_length} of data.max_length"
         raise TooLong(conversation.key, found, f"raise data.max_length, {smaller}or shorten the text")
     return tokens

@@ -22,7 +22,7 @@ from anymix.data.conversations import Rows, read
 from anymix.data.grammar import MARK, Reading, opens_with_answer, parse
 from anymix.data.images import FORMATS
 from anymix.data.tables import Table, read_table
-from anymix.samples import Conversation, ImageRef, SampleError
+from anymix.samples import Conversation, ImageRef, Part, SampleError
 
 Format = Literal["internvl", "llava", "openai"]
 
@@ -211,6 +211,8 @@ def _rewritten(rows: Rows, n: int, to: Format, out: str, root: str | None, image
     record, conversation = rows.record(n), rows[n]
     key, start = conversation.key, os.path.dirname(out) if root is None else root
     _refuse_loss(record, key)
+    if conversation.videos:
+        raise SampleError(key, "the row has a video, and rows are converted with pictures alone", "leave it out")
     row = {name: value for name, value in record.items() if name not in (*_OWN, image_column)}
     row.update(_WRITERS[to](conversation, _path_writer(key, to, start)))
     try:
@@ -245,9 +247,10 @@ def _beyond(value: Any, *known: str) -> list[str]:
 
 
 def _contents(conversation: Conversation) -> list[Any]:
-    def content(part: str | ImageRef) -> tuple[str, str | bytes]:
+    def content(part: Part) -> tuple[str, str | bytes]:
         if isinstance(part, str):
             return "text", part
+        assert isinstance(part, ImageRef)  # a video has been refused
         return "picture", part.data if part.data is not None else os.path.abspath(part.path)
 
     return [(turn.role, [content(part) for part in turn.parts]) for turn in conversation.turns]
@@ -284,13 +287,13 @@ def _as_internvl(conversation: Conversation, path: Callable[[ImageRef], str]) ->
 
 
 def _as_openai(conversation: Conversation, path: Callable[[ImageRef], str]) -> dict[str, Any]:
-    def content(parts: Sequence[str | ImageRef]) -> Any:
+    def content(parts: Sequence[Part]) -> Any:
         if all(isinstance(part, str) for part in parts):
             return "".join(map(str, parts))
         return [
-            {"type": "text", "text": part}
-            if isinstance(part, str)
-            else {"type": "image_url", "image_url": {"url": path(part)}}
+            {"type": "image_url", "image_url": {"url": path(part)}}
+            if isinstance(part, ImageRef)
+            else {"type": "text", "text": part}
             for part in parts
         ]
 

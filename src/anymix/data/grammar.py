@@ -7,6 +7,8 @@ the row itself:
 * InternVL and LLaVA: `conversations: [{from, value}]` with `image: path | [paths]` and `<image>` marks
 * PaddleMIX: `conversations: [[question, answer], ...]`
 * OpenAI: `messages: [{role, content}]`, content text or parts, with `images` beside it where marks are used
+* videos in all of these: `video: path | [paths]` or `videos` with `<video>` marks, or parts of type video, whose
+  `video` is a file, a folder of frames or a list of frames (as Qwen and LLaMA-Factory write them)
 * tables: `question`, `answer`, `image`
 
 Rules of the original InternVL2 code that are kept (internvl_chat/internvl/train/internvl_chat_finetune.py and
@@ -25,12 +27,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from anymix.samples import Conversation, ImageRef, Role, SampleError, Turn
+from anymix.samples import Conversation, ImageRef, Part, Role, SampleError, Turn, VideoRef
 
-MARK = "<image>"
+MARK, FILM = "<image>", "<video>"
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -41,7 +44,15 @@ ROLES: dict[str, Role] = {
     "developer": "system",
 }
 
-Piece = str | ImageRef | None  # None: a picture whose file stands in the row's `images`
+
+class Gap(Enum):
+    """A picture or video whose file stands beside the turns, in the row's `images` or `videos`."""
+
+    IMAGE = MARK
+    VIDEO = FILM
+
+
+Piece = str | ImageRef | VideoRef | Gap
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,9 @@ def parse(record: Any, key: str, how: Reading) -> Conversation:
     """The Conversation of one row. Opens no picture. Raises SampleError(key)."""
     if not isinstance(record, Mapping):
         raise SampleError(key, f"the row is {_type(record)}, not an object", "write {conversations: [...]}")
-    _refuse_video(record, key)
     said = _turns(record, key, how)
-    _place(said, _images(record, key, how), key)
+    _place(said, _images(record, key, how), key, Gap.IMAGE)
+    _place(said, _videos(record, key, how), key, Gap.VIDEO)
     _check_order(said, key, how.need_answers, opens_with_answer(record))
     turns = tuple(Turn(turn.role, _merged(turn.pieces)) for turn in said)
     return Conversation(turns, key, how.max_tiles, how.degrade)
@@ -141,16 +152,18 @@ def _piece(part: Any, key: str, how: Reading) -> Piece:
         return _text(part, key)
     if not isinstance(part, Mapping):
         raise SampleError(key, f"a part of a message is {_type(part)}", "write {type: text, text: ...}")
-    kind = part.get("type") or next((name for name in ("text", "image", "image_url") if part.get(name)), None)
+    kind = part.get("type") or next((n for n in ("text", "image", "image_url", "video") if part.get(n)), None)
     if kind in ("text", "input_text"):
         return _text(part.get("text"), key)
+    if kind in ("video", "video_url"):
+        return _film(part, key, how.root)
     if kind not in ("image_url", "image", "input_image"):
-        raise SampleError(key, f"a part of a message has the type {kind!r}", "use text and image_url")
+        raise SampleError(key, f"a part of a message has the type {kind!r}", "use text, image_url and video")
     places = (part.get(name) for name in ("image_url", "image", "url", "path"))
     value = next((place for place in places if place is not None), None)
     if isinstance(value, Mapping) and value.get("url") is not None:
         value = value["url"]
-    return None if value is None else picture_of(value, key, how.root)
+    return Gap.IMAGE if value is None else picture_of(value, key, how.root)
 
 
 def _text(value: Any, key: str) -> str:
@@ -215,11 +228,51 @@ def _absent(value: Any) -> bool:
     return value is None or value in ("", [], {"bytes": None, "path": None})
 
 
-def _refuse_video(record: Mapping[str, Any], key: str) -> None:
-    named = next((name for name in ("video", "videos") if not _absent(record.get(name))), None)
-    if named:
-        remedy = 'extract frames and list them as "image": [...], one "Frame1: <image>" line for each'
-        raise SampleError(key, f"the row has a {named}, anymix reads pictures", remedy)
+# What qwen-vl-utils would do to a video, said in its row.
+_CUTS = ("video_start", "video_end", "nframes", "min_frames", "max_frames", "min_pixels", "max_pixels",
+         "total_pixels", "resized_height", "resized_width", "sample_fps")  # fmt: skip
+
+
+def _film(part: Mapping[str, Any], key: str, root: str) -> VideoRef | Gap:
+    """A part of type video, with the frames a second of a list or folder of frames as `fps`."""
+    said = [name for name in _CUTS if part.get(name) is not None]
+    if said:
+        remedy = "take it out; model.fps, model.max_frames and model.max_pixels hold for all rows"
+        raise SampleError(key, f"a video comes with its own {said[0]}", remedy)
+    value = next((part[name] for name in ("video", "video_url", "url", "path") if part.get(name) is not None), None)
+    if isinstance(value, Mapping) and value.get("url") is not None:
+        value = value["url"]
+    return Gap.VIDEO if value is None else video_of(value, key, root, part.get("fps"))
+
+
+def _videos(record: Mapping[str, Any], key: str, how: Reading) -> list[VideoRef]:
+    """The videos named beside the turns, in order."""
+    named = [name for name in ("video", "videos") if not _absent(record.get(name))]
+    if len(named) == 2:
+        raise SampleError(key, "the row has both video and videos", "keep one of them")
+    if record.get("clip") is not None:
+        raise SampleError(key, "the row has a clip of its video", "cut the video, or list the clip's frames")
+    if not named:
+        return []
+    value = record[named[0]]
+    return [video_of(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
+
+
+def video_of(value: Any, key: str, root: str, fps: Any = None) -> VideoRef:
+    """A file, a folder of frames, or a list of frames."""
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps <= 0):
+        raise SampleError(key, f"a video has fps {fps!r}", "write its frames a second as a number above 0")
+    rate = None if fps is None else float(fps)
+    if isinstance(value, list):
+        frames = tuple(picture_of(one, key, root) for one in value)
+        if not frames:
+            raise SampleError(key, "a video is an empty list", "list its frames in order")
+        return VideoRef(f"{frames[0].path} and {len(frames) - 1} more frames", frames, rate)
+    if not isinstance(value, str):
+        raise SampleError(key, f"a video is {_type(value)}, expected a path", "write a file's, a folder's or frames'")
+    if value.startswith("data:"):
+        raise SampleError(key, "a video is a data: URL", "write it to a file and name that")
+    return VideoRef(_located(value, key, root).path, fps=rate)
 
 
 def picture_of(value: Any, key: str, root: str) -> ImageRef:
@@ -259,43 +312,48 @@ def _inline(url: str, key: str) -> ImageRef:
         raise SampleError(key, found, "encode it again") from None
 
 
-def _place(said: list[_Said], beside: list[ImageRef], key: str) -> None:
-    """Put the pictures named beside the turns where the turns point at them."""
+def _place(said: list[_Said], beside: Sequence[ImageRef | VideoRef], key: str, gap: Gap) -> None:
+    """Put the pictures, or the videos, named beside the turns where the turns point at them."""
+    kind, noun = (ImageRef, "picture") if gap is Gap.IMAGE else (VideoRef, "video")
     for turn in said:
-        if turn.role != "user" and not all(isinstance(piece, str) for piece in turn.pieces):
-            raise SampleError(key, f"a picture stands in the {turn.role}'s turn", "move it to a user turn")
+        if turn.role != "user" and any(piece is gap or isinstance(piece, kind) for piece in turn.pieces):
+            raise SampleError(key, f"a {noun} stands in the {turn.role}'s turn", "move it to a user turn")
     asked = [turn for turn in said if turn.role == "user"]
     pieces = [piece for turn in asked for piece in turn.pieces]
-    if any(isinstance(piece, ImageRef) for piece in pieces):
-        if beside or None in pieces:
-            raise SampleError(key, "pictures stand both in the turns and beside them", "keep one of the two")
+    if any(isinstance(piece, kind) for piece in pieces):
+        if beside or gap in pieces:
+            raise SampleError(key, f"{noun}s stand both in the turns and beside them", "keep one of the two")
         return
-    if None not in pieces and beside:
+    if gap not in pieces and beside:
         for turn in asked:
-            turn.pieces = [p for piece in turn.pieces if piece is not None for p in _split(str(piece))]
-        if len(beside) == 1 and asked and not any(None in turn.pieces for turn in asked):
-            asked[0].pieces[:0] = [None, "\n"]
-    points = sum(turn.pieces.count(None) for turn in asked)
+            turn.pieces = [p for piece in turn.pieces for p in _split(piece, gap)]
+        if len(beside) == 1 and asked and not any(gap in turn.pieces for turn in asked):
+            asked[0].pieces[:0] = [gap, "\n"]
+    points = sum(turn.pieces.count(gap) for turn in asked)
     if points != len(beside):
-        pictures = f"{len(beside)} picture{'' if len(beside) == 1 else 's'}"
-        found = f"the user's turns have {points} {MARK} mark{'' if points == 1 else 's'} for {pictures}"
-        raise SampleError(key, found, f"write one {MARK} for each picture, in order")
+        things = f"{len(beside)} {noun}{'' if len(beside) == 1 else 's'}"
+        found = f"the user's turns have {points} {gap.value} mark{'' if points == 1 else 's'} for {things}"
+        raise SampleError(key, found, f"write one {gap.value} for each {noun}, in order")
     rest = iter(beside)
     for turn in asked:
-        turn.pieces = [next(rest) if piece is None else piece for piece in turn.pieces]
+        turn.pieces = [next(rest) if piece is gap else piece for piece in turn.pieces]
 
 
-def _split(text: str) -> list[Piece]:
+def _split(piece: Piece, gap: Gap) -> list[Piece]:
+    """Text cut at the marks; what is no text as it is."""
+    if not isinstance(piece, str):
+        return [piece]
     pieces: list[Piece] = []
-    for n, between in enumerate(text.split(MARK)):
-        pieces += [None, between] if n else [between]
+    for n, between in enumerate(piece.split(gap.value)):
+        pieces += [gap, between] if n else [between]
     return pieces
 
 
-def _merged(pieces: Sequence[Piece]) -> tuple[str | ImageRef, ...]:
+def _merged(pieces: Sequence[Piece]) -> tuple[Part, ...]:
     """Neighbouring texts joined, empty ones left out."""
-    merged: list[str | ImageRef] = []
+    merged: list[Part] = []
     for piece in pieces:
+        assert not isinstance(piece, Gap)  # every gap has been filled
         if isinstance(piece, str) and merged and isinstance(merged[-1], str):
             merged[-1] += piece
         elif piece:

@@ -8,6 +8,7 @@ any `ChatFamily`; it knows no model.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ import torch
 from anymix.engines.sampling import BROKEN, Sampling, choose
 from anymix.engines.text import Spoken
 from anymix.families.contract import ChatFamily, Prompt
-from anymix.samples import Conversation, ImageRef, Part, SampleError, Turn
+from anymix.samples import Conversation, ImageRef, Part, SampleError, Turn, VideoRef
 
 Finish = Literal["stop", "length", "cancelled"]
+PICTURE, VIDEO = "<image>", "<video>"  # where one stands in a question
 STRETCHED = ("linear", "dynamic")  # rotary scalings whose factor comes on top of max_position_embeddings
 
 
@@ -111,10 +113,11 @@ class ChatEngine:
         prompt = self.family.prompt(conversation)
         length = len(prompt.ids)
         if self.context is not None and length >= self.context:
+            bound = getattr(self.family.codec, "bound", "max_tiles").removeprefix("model.")
             raise SampleError(
                 conversation.key,
                 f"the prompt has {length} tokens, the model reads {self.context} with its answer",
-                "lower max_tiles, give fewer pictures, or shorten the text",
+                f"lower {bound}, give fewer pictures, or shorten the text",
             )
         return prompt
 
@@ -215,10 +218,11 @@ class Chat:
         text: str,
         images: Sequence[str | Path | ImageRef] = (),
         cancel: Callable[[], bool] | None = None,
+        videos: Sequence[str | Path | VideoRef] = (),
     ) -> Iterator[Piece]:
         """Ask, and stream the answer. The turn is remembered once its last piece was given out; one that
         failed, was left early, or was cancelled before a word came is not."""
-        turns = (*self.turns, ask(text, images))
+        turns = (*self.turns, ask(text, images, videos))
         conversation = Conversation(turns, f"turn {self.asked + 1}")
         for piece in self.engine.stream(conversation, self.sampling, cancel):
             if piece.answer and (piece.answer.text or piece.finish != "cancelled"):
@@ -230,23 +234,32 @@ class Chat:
         self.turns = tuple(turn for turn in self.turns if turn.role == "system")
 
 
-def ask(text: str, images: Sequence[str | Path | ImageRef] = ()) -> Turn:
-    """A question about pictures as a user's turn.
+def ask(
+    text: str,
+    images: Sequence[str | Path | ImageRef] = (),
+    videos: Sequence[str | Path | VideoRef] = (),
+) -> Turn:
+    """A question about pictures and videos as a user's turn.
 
-    `<image>` in the text says where a picture stands. Without it one picture comes first on a line of its
-    own, and several come as lines `Image-1: <image>`, as the InternVL2 model card writes them. Raises
-    ValueError when marks and pictures differ in number."""
-    mark = "<image>"
+    `<image>` and `<video>` in the text say where they stand. Without it one picture comes first on a line of its
+    own, several come as lines `Image-1: <image>`, as the InternVL2 model card writes them, and videos come before
+    them, a line each. Raises ValueError when marks and pictures differ in number."""
     refs = [image if isinstance(image, ImageRef) else ImageRef(str(image)) for image in images]
-    if not refs:
-        return Turn("user", (text,))
-    if mark not in text:
-        lines = [f"Image-{n + 1}: {mark}\n" for n in range(len(refs))] if len(refs) > 1 else [f"{mark}\n"]
+    films = [video if isinstance(video, VideoRef) else VideoRef(str(video)) for video in videos]
+    if refs and PICTURE not in text:
+        lines = [f"Image-{n + 1}: {PICTURE}\n" for n in range(len(refs))] if len(refs) > 1 else [f"{PICTURE}\n"]
         text = "".join(lines) + text
-    first, *rest = text.split(mark)
-    if len(rest) != len(refs):
-        raise ValueError(f"the question has {len(rest)} {mark} for {len(refs)} pictures; write one for each, or none")
-    parts: list[Part] = [first]
-    for ref, words in zip(refs, rest, strict=True):
-        parts += [ref, words]
+    if films and VIDEO not in text:
+        text = f"{VIDEO}\n" * len(films) + text
+    given: dict[str, Sequence[ImageRef | VideoRef]] = {PICTURE: refs, VIDEO: films}
+    for mark, things in given.items():
+        noun = "pictures" if mark == PICTURE else "videos"
+        if things and text.count(mark) != len(things):
+            found = f"the question has {text.count(mark)} {mark} for {len(things)} {noun}"
+            raise ValueError(f"{found}; write one for each, or none")
+    waiting = {mark: iter(things) for mark, things in given.items() if things}
+    if not waiting:
+        return Turn("user", (text,))
+    pieces = re.split(f"({'|'.join(waiting)})", text)
+    parts: list[Part] = [next(waiting[piece]) if piece in waiting else piece for piece in pieces]
     return Turn("user", tuple(part for part in parts if part))

@@ -94,10 +94,13 @@ class InternVL2Codec:
         image_size: int | None = None,
         thumbnail: bool | None = None,
         max_length: int | None = None,
+        **others: Any,
     ) -> InternVL2Codec:
         """The codec of a model folder. `config` is its config.json in the original layout; what it leaves out
         takes the default of the original `InternVLChatConfig`. Keywords override it. Raises ValueError in one
         sentence."""
+        if others:
+            raise ValueError(f"model.{min(others)} is not for InternVL2, which cuts tiles; leave it out")
         tree = {**_DEFAULTS, **config}
         chosen = template_named(template or tree["template"])
         vision = tree.get("vision_config")

@@ -128,13 +128,16 @@ def _split(template: Template, conversation: Conversation, answer: bool) -> tupl
         raise SampleError(key, "a system turn that is not the first", "put one system turn before all others")
     if any(isinstance(part, ImageRef) for turn in conversation.turns if turn.role != "user" for part in turn.parts):
         raise SampleError(key, "a picture outside the user's turns", "move it to the question it belongs to")
+    if conversation.videos:
+        remedy = 'extract its frames and list them as "image": [...], one "Frame1: <image>" line for each'
+        raise SampleError(key, f"a video ({conversation.videos[0].path}), and InternVL2 is shown pictures here", remedy)
     for before, turn in pairwise(turns if template.strict else ()):
         if before.role == turn.role:
             raise SampleError(key, f"two {turn.role} turns in a row", "join them, or put the missing turn between")
     if template.strict and turns and turns[0].role == "assistant":
         turns = turns[1:]
     for turn in turns:
-        spoken = any(isinstance(part, ImageRef) or part.strip() for part in turn.parts)
+        spoken = any(not isinstance(part, str) or part.strip() for part in turn.parts)
         if not spoken and not (answer and turn.role == "assistant"):  # a model may have answered with nothing
             raise SampleError(key, f"an empty {turn.role} turn", "fill it in, or leave the row out")
     if answer and not (turns and turns[-1].role == "user"):
@@ -157,7 +160,7 @@ def _message(
                 Segment(IMAGE_CONTEXT, "image", repeat=next(placeholders)),
                 Segment(IMAGE_END, "mark"),
             ]
-        else:
+        elif isinstance(part, str):
             segments.append(Segment(part, role, target))
     segments.append(Segment(template.end, "mark", target))
     return (*segments, Segment(template.gap, "mark")) if template.gap else tuple(segments)
