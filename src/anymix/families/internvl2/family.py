@@ -25,7 +25,7 @@ from anymix.families.common.shards import read_json, write_text
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.internvl2.origin import origin_of
+from anymix.families.common.origin import origin_of
 from anymix.families.internvl2.tiling import normalise
 from anymix.objectives import next_token
 from anymix.samples import Conversation

@@ -22,7 +22,7 @@ from anymix.families.common.quiet import quiet
 from anymix.families.common.words import Fast, Words
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.internvl2.origin import Origin, as_opened, carry, origin_of
+from anymix.families.common.origin import Origin, as_opened, carry, origin_of
 
 GENERATION = "generation_config.json"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anymix.families.internvl2 import InternVL2, configs
-from anymix.families.internvl2.origin import Origin, remember
+from anymix.families.common.origin import Origin, remember
 from anymix.starter.build import tokenizer
 from anymix.starter.canvas import EDGE
 
