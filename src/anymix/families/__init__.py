@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from anymix.families.contract import Family
 
-NAMES = ("InternVL2", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
+NAMES = ("InternVL2", "LLaVA-1.6", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
+
+_BY_TYPE = {
+    "internvl_chat": "InternVLChatModel",
+    "llava_llama": "LlavaLlamaForCausalLM",
+    "llava_mistral": "LlavaMistralForCausalLM",
+    "llava_next": "LlavaNextForConditionalGeneration",
+}
 
 
 def family_of(folder: Path) -> type[Any]:
@@ -26,6 +33,10 @@ def family_of(folder: Path) -> type[Any]:
             from anymix.families.internvl2 import InternVL2
 
             return InternVL2
+        case "LlavaLlamaForCausalLM" | "LlavaMistralForCausalLM" | "LlavaNextForConditionalGeneration":
+            from anymix.families.llava_next import LlavaNext
+
+            return LlavaNext
         case "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline":
             from anymix.families.sd import StableDiffusion
 
@@ -59,7 +70,7 @@ def _architecture(folder: Path) -> str:
         shown = ", ".join(sorted(p.name for p in folder.iterdir())[:4])
         raise ValueError(f"{folder} has no config.json (it holds {shown}, ...), so it is not a model folder")
     tree = read_json(config)
-    named = tree.get("architectures") or [{"internvl_chat": "InternVLChatModel"}.get(str(tree.get("model_type")))]
+    named = tree.get("architectures") or [_BY_TYPE.get(str(tree.get("model_type")))]
     if not isinstance(named, list) or not named or not named[0]:
         raise ValueError(f"{config} names no architecture, expected one such as InternVLChatModel; copy it again")
     return str(named[0])

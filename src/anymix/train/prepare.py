@@ -119,7 +119,8 @@ def open_model(run: Run) -> Family:
     """The model on the host, weights as in their files (mapped where possible)."""
     model = run.model
     options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
-               "min_tiles": model.min_tiles, "thumbnail": model.thumbnail, "unet": model.unet, "vae": model.vae,
+               "min_tiles": model.min_tiles, "thumbnail": model.thumbnail,
+               "vision_config": model.vision_config, "unet": model.unet, "vae": model.vae,
                "transformer": model.transformer, "tokenizer": model.tokenizer,
                "text_encoders": model.text_encoders, "t5_tokens": model.t5_tokens}  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
@@ -151,7 +152,7 @@ def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
 
 
 def _checkpoint_activations(run: Run, family: Family) -> None:
-    parts = [part for part in family.lora_targets if getattr(run.train.checkpointing, part)]
+    parts = [part for part in family.lora_targets if getattr(run.train.checkpointing, part, False)]
     family.checkpoint_activations(parts)
 
 

@@ -162,10 +162,9 @@ def _turn(template: Template, turn: Turn, inside: str, counts: Iterator[int], tr
         text = turn.text.strip() if template.strips else turn.text
         said = Segment(template.lead + text + template.tail, "assistant", training)
         return [Segment(template.assistant, "mark"), said, Segment(template.end, "mark", training)]
-    parts: list[Segment | int] = [Segment(template.user, "mark"), Segment(inside, "system")]
-    for part in _question(turn, template.strips):
-        parts.append(next(counts) if isinstance(part, ImageRef) else Segment(part, "user"))
-    return [*parts, Segment(template.user_end, "mark")]
+    asked = _question(turn, template.strips)
+    parts = [next(counts) if isinstance(part, ImageRef) else Segment(part, "user") for part in asked]
+    return [Segment(template.user, "mark"), Segment(inside, "system"), *parts, Segment(template.user_end, "mark")]
 
 
 def _question(turn: Turn, strips: bool) -> list[Part]:
