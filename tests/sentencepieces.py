@@ -68,6 +68,15 @@ def phi3(folder: Path, **config: Any) -> Path:
     })  # fmt: skip
 
 
+def llama(folder: Path, **config: Any) -> Path:
+    """As LLaVA-1.6 of Vicuna and Mistral: Llama's model and nothing beside it."""
+    added = {str(i): _token(text) for i, text in enumerate(("<unk>", "<s>", "</s>"))}
+    return _write(folder, model(True), {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "pad_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "added_tokens_decoder": added, **config,
+    })  # fmt: skip
+
+
 def _token(text: str, **flags: bool) -> dict[str, Any]:
     return {"content": text, "lstrip": False, "rstrip": False, "single_word": False, "special": True} | flags
 

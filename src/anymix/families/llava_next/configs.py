@@ -230,7 +230,8 @@ def original_of_native(config: Json) -> dict[str, Any]:
 
 def tower_of_native(config: Json) -> dict[str, Any]:
     """The tower's config of a native folder's config.json, defaults of its class filled in."""
-    return dict(LlavaNextConfig.from_dict(dict(config)).vision_config.to_dict())
+    vision: Any = LlavaNextConfig.from_dict(dict(config)).vision_config
+    return dict(vision.to_dict())
 
 
 def _check_native(config: Any) -> None:
