@@ -93,6 +93,10 @@ def _write_adapter(family: Family, output: Path) -> None:
     from anymix.adapters import fused, lora
 
     beside = lora.extras(family.net)
+    if family.name != "internvl2":
+        raise ValueError(
+            f"--as-adapter writes for the original network of an InternVL2, and {family.folder} is none; leave it out"
+        )
     if family.layout != "original":
         raise ValueError(
             f"--as-adapter writes for the original network, and {family.folder} is in the native layout; "
