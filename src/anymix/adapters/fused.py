@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from anymix.adapters import files, lora
 from anymix.adapters.files import PREFIX
+from anymix.families.common.origin import origin_of
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.names import Naming
-from anymix.families.common.origin import origin_of
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anymix.families.common.origin import origin_of
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import InternVL2, weights
 from anymix.families.internvl2.codec import IGNORE
-from anymix.families.common.origin import origin_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 KINDS = ("internlm2", "qwen2")

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from anymix import families
-from anymix.families.common import shards
-from anymix.families.common import origin
+from anymix.families.common import origin, shards
 from anymix.families.internvl2 import weights
 from model_files import beside_weights, same, tensors_of
 from tiny import tiny_internvl2

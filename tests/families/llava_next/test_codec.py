@@ -245,7 +245,9 @@ def test_rows_that_cannot_be_written_are_named(
 
 def test_a_row_that_is_too_long_is_never_cut(tmp_path: Path) -> None:
     codec = families.codec_of(tiny_llava(tmp_path / "m"), max_length=40)
-    with pytest.raises(SampleError, match=r"the row is \d+ tokens, \d+ of them for \d picture tiles, longer than .*=40"):
+    with pytest.raises(
+        SampleError, match=r"the row is \d+ tokens, \d+ of them for \d picture tiles, longer than .*=40"
+    ):
         codec.encode(talk(picture(tmp_path)))
 
 

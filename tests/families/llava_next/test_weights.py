@@ -107,7 +107,8 @@ def test_where_the_tower_is_found(how: str, tmp_path: Path, monkeypatch: pytest.
     shutil.move(str(source / TOWER_ID), str(tmp_path / "nas" / TOWER_ID))
     given: Any = {"folder": tmp_path / "nas" / TOWER_ID, "dict": {"vision_config": TOWER}, "models": None}[how]
     if how == "models":
-        with pytest.raises(ValueError, match=r"names its vision tower 'example/clip-tiny' and nothing else .* ANYMIX_MODELS"):
+        told = r"names its vision tower 'example/clip-tiny' and nothing else .* ANYMIX_MODELS"
+        with pytest.raises(ValueError, match=told):
             weights.load(source)
         monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "nas"))
     net = weights.load(source, vision_config=given)

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from anymix.families.common import attention, rotary
+from anymix.families.common.origin import origin_of
 from anymix.families.common.recompute import recompute_blocks
 from anymix.families.common.shards import read_json, write_text
 from anymix.families.contract import Batch, Prompt
 from anymix.families.internvl2 import configs, weights
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.common.origin import origin_of
 from anymix.families.internvl2.tiling import normalise
 from anymix.objectives import next_token
 from anymix.samples import Conversation

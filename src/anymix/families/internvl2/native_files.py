@@ -17,12 +17,12 @@ from tokenizers import AddedToken, Tokenizer, processors
 from transformers import GenerationConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
 from anymix.families.common import shards
+from anymix.families.common.origin import Origin, as_opened, carry, origin_of
 from anymix.families.common.pieces import Pieces
 from anymix.families.common.quiet import quiet
 from anymix.families.common.words import Fast, Words
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.common.origin import Origin, as_opened, carry, origin_of
 
 GENERATION = "generation_config.json"
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, InternVLForConditionalGeneration
 
 from anymix.families.common import shards
+from anymix.families.common.origin import Origin, carry, origin_of, read_beside, remember
 from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
 from anymix.families.internvl2 import configs
 from anymix.families.internvl2.names import Naming, clean, is_lora, lora_pairs
-from anymix.families.common.origin import Origin, carry, origin_of, read_beside, remember
 
 _EMBEDDINGS, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anymix.families.internvl2 import InternVL2, configs
 from anymix.families.common.origin import Origin, remember
+from anymix.families.internvl2 import InternVL2, configs
 from anymix.starter.build import tokenizer
 from anymix.starter.canvas import EDGE
 
