@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sentencepieces
 from anymix import families
 from anymix.engines.chat import ask
 from anymix.families.llava_next import anyres
@@ -133,6 +134,20 @@ def test_a_prompt_ends_where_the_answer_begins(kind: str, codecs: dict[str, Llav
     assert torch.equal(prompt.host["sources"], row.sources)
     assert codec.stop_strings == (WRITTEN[kind][1][0].strip().removeprefix("A cat.").strip(),)
     assert written.endswith(codec.stop_strings[0])
+
+
+def test_marks_may_be_pieces_of_the_model(tmp_path: Path) -> None:
+    """Yi's `<|im_start|>` is no added token, and yet one id; a template is not told from the folder's name."""
+    source = tiny_llava(tmp_path / "m", "yi")
+    (source / "tokenizer.json").unlink()
+    sentencepieces.yi(source)
+    codec = families.codec_of(source)
+    assert codec.template.name == "chatml_direct"
+    start, end = (codec.words.id_of(mark) for mark in ("<|im_start|>", "<|im_end|>"))
+    ids = codec.encode(talk(None)).ids.tolist()
+    assert (ids.count(start), ids.count(end)) == (5, 5)
+    assert ids == original_ids(codec, WRITTEN["yi"][0].replace("<image>\n", ""), [], False)
+    assert codec.stop_ids == (end,)
 
 
 def test_one_picture_goes_to_the_front_and_several_stay(codecs: dict[str, LlavaNextCodec], tmp_path: Path) -> None:

@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaNextForConditionalGeneration
 
 from anymix import families
+from anymix.engines.chat import ask
+from anymix.families.common.laying import text_of
 from anymix.families.llava_next import LlavaNext, anyres, configs, weights
+from anymix.families.llava_next.templates import render
+from anymix.samples import Conversation, ImageRef, Turn
 from model_files import beside_weights, same, tensors_of
 from tiny_llava import EDGE, PINPOINTS, TOWER, TOWER_ID, tiny_llava
 
@@ -83,21 +88,48 @@ def test_a_native_folder_of_others(tmp_path: Path) -> None:
     assert same(dict(weights.load(tmp_path / "back").named_parameters()), dict(weights.load(source).named_parameters()))
 
 
-def test_the_processor_of_transformers_makes_our_prompt(tmp_path: Path) -> None:
+def chat(answered: bool) -> list[dict[str, Any]]:
+    first = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    rest = [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Is it red?"}]
+    return [first, *rest] if answered else [first]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own", "system"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_native_folders_chat_template_writes_our_prompt(kind: Any, given: bool, tmp_path: Path) -> None:
+    """One `<image>` of the tokenizer's, of the id config.json gives it; else the text the codec encodes."""
     from transformers import AutoTokenizer
 
-    from anymix.engines.chat import ask
-    from anymix.samples import Conversation
-
-    source = tiny_llava(tmp_path / "source", "yi")
-    family = families.open_folder(source)
-    family.save(tmp_path / "native", "native")
+    opened = families.open_folder(tiny_llava(tmp_path / "source", kind))
+    opened.save(tmp_path / "native", "native")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "native")
-    assert theirs.convert_tokens_to_ids("<image>") == family.net.lm_head.out_features
-    text = theirs.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=True, add_generation_prompt=True)
-    ids = text["input_ids"] if not isinstance(text, list) else text
-    prompt = family.codec.prompt(Conversation((ask("Hello"),), "a"))
-    assert ids == prompt.ids.tolist()
+    image = json.loads((tmp_path / "native" / "config.json").read_text())["image_token_index"]
+    assert theirs.convert_tokens_to_ids("<image>") == image
+    before = [{"role": "system", "content": "Be brief."}] if given else []
+    text = theirs.apply_chat_template([*before, *chat(True)], tokenize=False, add_generation_prompt=True)
+    turns = (
+        Turn("user", (ImageRef("a"), "\nWhat is it?")),
+        Turn("assistant", ("A cat.",)),
+        Turn("user", ("Is it red?",)),
+    )
+    turns = (Turn("system", ("Be brief.",)), *turns) if given else turns
+    stretches = render(opened.codec.template, Conversation(turns, "a"), [1], answer=True)
+    told = "".join("<image>" if isinstance(s, int) else text_of([s]) for s in stretches)
+    begin = theirs.bos_token if opened.codec.template.begins else ""
+    assert text == begin + told
+
+
+def test_the_processor_of_transformers_opens_it(tmp_path: Path) -> None:
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    opened = families.open_folder(tiny_llava(tmp_path / "source"))
+    opened.save(tmp_path / "native", "native")
+    theirs = LlavaNextImageProcessorPil.from_pretrained(tmp_path / "native")
+    image = Image.radial_gradient("L").convert("RGB").resize((100, 60))
+    image.save(tmp_path / "a.png")
+    tiles = opened.codec.prompt(Conversation((ask("?", [tmp_path / "a.png"]),), "a")).pixels
+    ours = anyres.normalise(tiles, opened.codec.mean, opened.codec.std)
+    assert torch.equal(theirs(image, return_tensors="pt")["pixel_values"][0], ours)
 
 
 @pytest.mark.parametrize("how", ["folder", "dict", "models"])

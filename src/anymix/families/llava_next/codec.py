@@ -72,7 +72,7 @@ class LlavaNextCodec:
 
     def __post_init__(self) -> None:
         for mark in self.template.marks:
-            if self.words.id_of(mark) not in self.words.marks:
+            if not is_one(self.words, mark):
                 raise ValueError(
                     f"the tokenizer does not know {mark} as one token, as template {self.template.name} "
                     "needs; copy the model's tokenizer files again, or set model.template to its own"
@@ -134,7 +134,7 @@ class LlavaNextCodec:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's mark for it, and the tokenizer's own end of text."""
-        ids = [id for text in self.stop_strings if (id := self.words.id_of(text)) in self.words.marks]
+        ids = [self.words.id_of(text) for text in self.stop_strings if is_one(self.words, text)]
         return tuple(dict.fromkeys(id for id in (*ids, self.words.eos_id) if id is not None))
 
     @property
@@ -314,7 +314,12 @@ def usual_template(config: Mapping[str, Any], words: Words) -> str:
     The released folders do not name it; the original goes by their names, which people change."""
     if configs.language_of(config) == "mistral":
         return "mistral_instruct"
-    for mark, name in (("<|eot_id|>", "llava_llama_3"), ("<|im_start|>", "chatml_direct")):
-        if words.id_of(mark) in words.marks:
+    for mark, name in (("<|eot_id|>", "llava_llama_3"), ("<|im_end|>", "chatml_direct")):
+        if is_one(words, mark):
             return name
     return "llava_v1"
+
+
+def is_one(words: Words, mark: str) -> bool:
+    """Whether the tokenizer reads a mark as one token: an added one, or a piece of its model, as Yi has them."""
+    return words.id_of(mark) in words.encode(mark)
