@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,35 @@ def test_logits(golden: dict[str, Tensor], family: LlavaNext, name: str) -> None
             image_sizes=torch.tensor([[height, width]]),
         ).logits
     assert (logits - golden[f"{name}.logits"]).abs().max() < 1e-4
+
+
+def test_a_placeholder_of_ones_own_and_transformers_generate(golden: dict[str, Tensor]) -> None:
+    """The id is no word and has no row; rows of several sizes go in as transformers' processor pads them."""
+    net: Any = weights.load(GOLDEN, vision_config=TOWER, image_token_id=320)
+    assert net.get_input_embeddings().num_embeddings == 320
+    held, mask = rows(golden, "batch"), golden["batch.expanded_attention_mask"]
+    ids = torch.zeros_like(mask)
+    for row, (own, _) in enumerate(held.values()):
+        ids[row, : len(own)] = own.masked_fill(own == IMAGE, 320)
+    pixels = torch.zeros(2, 5, 3, 56, 56)
+    for row, name in enumerate(held):
+        pixels[row, : len(golden[f"{name}.pixel_values"])] = golden[f"{name}.pixel_values"]
+    sizes = torch.tensor([FACTS[name]["size_wh"][::-1] for name in held])
+    with torch.no_grad():
+        logits = net(input_ids=ids, attention_mask=mask, pixel_values=pixels, image_sizes=sizes).logits
+    assert (logits - golden["batch.logits"])[mask.bool()].abs().max() < 1e-4
+    name = PICTURES[0]
+    answer = int((golden[f"{name}.labels"][0] != IGNORE).nonzero()[0])
+    asked = widened(golden[f"{name}.input_ids"][0][:answer], name, 320)
+    told = golden[f"{name}.generated_ids"][0, 1:]
+    said = net.generate(
+        input_ids=asked[None],
+        pixel_values=golden[f"{name}.pixel_values"][None],
+        image_sizes=sizes[:1],
+        max_new_tokens=len(told),
+        do_sample=False,
+    )
+    assert torch.equal(said[0, len(asked) :], told)
 
 
 @pytest.mark.parametrize("which", [*PICTURES, "batch"])
