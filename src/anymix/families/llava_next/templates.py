@@ -201,6 +201,8 @@ def _split(conversation: Conversation, answer: bool) -> tuple[str | None, tuple[
         raise SampleError(key, "a system turn that is not the first", "put one system turn before all others")
     if any(isinstance(part, ImageRef) for turn in conversation.turns if turn.role != "user" for part in turn.parts):
         raise SampleError(key, "a picture outside the user's turns", "move it to the question it belongs to")
+    if any(not isinstance(part, str | ImageRef) for turn in turns for part in turn.parts):
+        raise SampleError(key, "a video, which LLaVA-1.6 has no place for", "give a few of its frames as pictures")
     for before, turn in pairwise(turns):
         if before.role == turn.role:
             raise SampleError(key, f"two {turn.role} turns in a row", "join them, or put the missing turn between")
