@@ -95,7 +95,8 @@ def _write_adapter(family: Family, output: Path) -> None:
     beside = lora.extras(family.net)
     if family.name != "internvl2":
         raise ValueError(
-            f"--as-adapter writes for the original network of an InternVL2, and {family.folder} is none; leave it out"
+            f"--as-adapter is for InternVL2, whose original network has other layers, and this is {family.name}; its "
+            "adapter folder is taken by others as it is"
         )
     if family.layout != "original":
         raise ValueError(
