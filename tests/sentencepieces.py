@@ -20,8 +20,9 @@ _TEXT = (
 
 
 @lru_cache
-def model(prefix: bool) -> bytes:
-    """A small BPE model with byte fallback; `prefix`: it puts a space in front, as Llama's does."""
+def model(prefix: bool, *own: str) -> bytes:
+    """A small BPE model with byte fallback; `prefix`: it puts a space in front, as Llama's does; `own`: pieces that
+    are never cut."""
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_TEXT * 20),
@@ -32,6 +33,7 @@ def model(prefix: bool) -> bytes:
         add_dummy_prefix=prefix,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
+        user_defined_symbols=list(own),
         minloglevel=2,
     )
     return stream.getvalue()
@@ -65,6 +67,28 @@ def phi3(folder: Path, **config: Any) -> Path:
         "tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>",
         "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>",
         "added_tokens_decoder": {str(id): token for id, token in added.items()}, **config,
+    })  # fmt: skip
+
+
+def llama(folder: Path, **config: Any) -> Path:
+    """As LLaVA-1.6 of Vicuna and Mistral: Llama's model and nothing beside it."""
+    added = {str(i): _token(text) for i, text in enumerate(("<unk>", "<s>", "</s>"))}
+    return _write(folder, model(True), {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "pad_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "added_tokens_decoder": added, **config,
+    })  # fmt: skip
+
+
+def yi(folder: Path) -> Path:
+    """As LLaVA-1.6 34B: both marks are pieces of the model, and only the second is an added token too."""
+    content = model(True, "<|im_start|>", "<|im_end|>")
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    end = processor.piece_to_id("<|im_end|>")
+    added = {str(i): _token(text) for i, text in ((0, "<unk>"), (1, "<s>"), (2, "</s>"), (end, "<|im_end|>"))}
+    return _write(folder, content, {
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>",
+        "pad_token": "<unk>", "add_bos_token": False, "add_eos_token": False, "added_tokens_decoder": added,
     })  # fmt: skip
 
 

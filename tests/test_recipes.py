@@ -115,7 +115,41 @@ def test_the_full_recipe_of_qwen2vl_trains_the_language_model_on_32_rows_a_step(
     assert run.nproc * run.train.batch * run.train.accumulate == 32
 
 
-@pytest.mark.parametrize("stem", ["internvl2_8b_lora", "internvl2_lora", "qwen2vl_7b_lora"])
+@pytest.mark.parametrize(
+    ("stem", "trained", "rows"),
+    [
+        ("llava16_7b_stage1", ("model.multi_modal_projector.",), 256),
+        ("llava16_7b_full", ("model.", "lm_head."), 128),
+        ("llava16_7b_lora", ("model.multi_modal_projector.",), 128),
+    ],
+)
+def test_llavas_recipes_train_what_they_say(stem, trained, rows, tmp_path):
+    """Beside the adapter, where there is one: the whole net but for what no loss reaches, or the projector."""
+    from fnmatch import fnmatchcase
+
+    from anymix import families
+    from anymix.adapters import lora
+    from anymix.train import freezing, optim
+    from tiny_llava import tiny_llava
+
+    run = config.load(ROOT / "recipes" / f"{stem}.yaml")
+    assert run.nproc * run.train.batch * run.train.accumulate == rows
+    family = families.open_folder(tiny_llava(tmp_path / "m"), **({"template": t} if (t := run.model.template) else {}))
+    net, names = family.net, {name for name, _ in family.net.named_parameters()}
+    if run.adapter is not None:
+        lora.attach(net, run.adapter, family.lora_targets)
+    freezing.apply(net, run.train.freeze, run.train.unfreeze, family.idle)
+    wanted = {n for n in names if n.startswith(trained) and not any(fnmatchcase(n, glob) for glob in family.idle)}
+    assert {n for n, p in net.named_parameters() if p.requires_grad and ".lora_" not in n} == wanted
+    rates = {name: group["lr"] for group in optim.groups(net, run.train) for name in group["names"]}
+    if stem != "llava16_7b_stage1":
+        slow, rate = next(iter(run.train.lr_by.items()))
+        assert slow == ("model.vision_tower.*" if stem == "llava16_7b_full" else "model.multi_modal_projector.*")
+        assert {r for name, r in rates.items() if fnmatchcase(name, slow)} == {rate} and rate < run.train.lr
+    assert {rate for name, rate in rates.items() if "language_model" in name} <= {run.train.lr}
+
+
+@pytest.mark.parametrize("stem", ["internvl2_8b_lora", "internvl2_lora", "llava16_7b_lora", "qwen2vl_7b_lora"])
 def test_the_lora_recipes_hold_rows_out(stem):
     run = config.load(ROOT / "recipes" / f"{stem}.yaml")
     assert run.adapter is not None and run.adapter.parts is None  # the usual ones: the language model
@@ -129,15 +163,19 @@ def test_the_first_lines_command_runs(recipe, tmp_path, monkeypatch):
     from drawn import rows
     from families.tiny_qwen import tiny_qwen2vl
     from tiny import tiny_internvl2
+    from tiny_llava import tiny_llava
 
     run = config.load(recipe)
-    tiny = tiny_qwen2vl if recipe.stem.startswith("qwen2vl") else tiny_internvl2
-    tiny(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
+    if recipe.stem.startswith("llava16"):
+        tiny_llava(tmp_path / "nas" / run.model.path)
+    else:
+        tiny = tiny_qwen2vl if recipe.stem.startswith("qwen2vl") else tiny_internvl2
+        tiny(tmp_path / "nas" / run.model.path, layers=1, vision_layers=1)
     monkeypatch.setenv("ANYMIX_MODELS", str(tmp_path / "nas"))
     monkeypatch.chdir(tmp_path)
     words = shlex.split(recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# anymix "))
     data = next(word for word in words if word.startswith("data.path="))
-    rows(tmp_path / "rows", 4).rename(tmp_path / "rows" / "rows.jsonl")
+    rows(tmp_path / "rows", 3 if run.model.template == "plain" else 4).rename(tmp_path / "rows" / "rows.jsonl")
     less = ["device=cpu", "nproc=1", "train.steps=1", "train.accumulate=2", "data.workers=0", "data.root=rows"]
     typed = [words[0], str(recipe), *(w for w in words[2:] if w != data), "data.path=rows/rows.jsonl", *less]
     assert not app(typed, standalone_mode=False)

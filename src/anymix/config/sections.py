@@ -54,6 +54,11 @@ class Model(Section):
     )
     fps: float | None = _key(None, "frames to see of a second of video (Qwen2-VL); default: 2", gt=0)
     max_frames: Positive | None = _key(None, "most frames to see of a video (Qwen2-VL); default: 768")
+    vision_config: str | None = _key(
+        None,
+        "folder, config.json or hub id of the CLIP a LLaVA's config.json names as its vision tower, where anymix does "
+        "not know it by that name",
+    )
     unet: str | None = _key(None, "folder or hub id of another UNet than the pipeline's own")
     transformer: str | None = _key(None, "folder or hub id of another transformer than the pipeline's own (SD3)")
     vae: str | None = _key(None, "folder or hub id of another VAE, such as the one of SDXL that is safe in fp16")
@@ -161,7 +166,7 @@ class Adapter(Section):
     rank: Positive | None = _key(16, "rank of the LoRA matrices; null: that of adapter.init, or 16")
     alpha: float | None = _key(None, "LoRA scale is alpha / rank; default: 2 * rank, or that of adapter.init", gt=0)
     dropout: Share = _key(0.0, "dropout on the input of the LoRA matrices")
-    parts: list[Literal["language", "vision", "denoiser", "text"]] | None = _key(
+    parts: list[Literal["language", "vision", "projector", "denoiser", "text"]] | None = _key(
         None,
         "which towers get the family's usual LoRA layers; default: language, or the denoiser of a model that draws",
     )

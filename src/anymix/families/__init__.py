@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
     from anymix.families.contract import Family
 
-NAMES = ("InternVL2", "Qwen2-VL", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
+NAMES = ("InternVL2", "LLaVA-1.6", "Qwen2-VL", "Stable Diffusion 1 and 2", "SDXL", "Stable Diffusion 3")
 
-_BY_TYPE = {"internvl_chat": "InternVLChatModel", "qwen2_vl": "Qwen2VLForConditionalGeneration"}
+_BY_TYPE = {
+    "internvl_chat": "InternVLChatModel",
+    "llava_llama": "LlavaLlamaForCausalLM",
+    "llava_mistral": "LlavaMistralForCausalLM",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+}
 
 
 def family_of(folder: Path) -> type[Any]:
@@ -32,6 +38,10 @@ def family_of(folder: Path) -> type[Any]:
             from anymix.families.qwen2_vl import Qwen2VL
 
             return Qwen2VL
+        case "LlavaLlamaForCausalLM" | "LlavaMistralForCausalLM" | "LlavaNextForConditionalGeneration":
+            from anymix.families.llava_next import LlavaNext
+
+            return LlavaNext
         case "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline":
             from anymix.families.sd import StableDiffusion
 

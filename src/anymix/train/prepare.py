@@ -121,7 +121,7 @@ def open_model(run: Run) -> Family:
     options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
                "min_tiles": model.min_tiles, "thumbnail": model.thumbnail, "min_pixels": model.min_pixels,
                "max_pixels": model.max_pixels, "fps": model.fps, "max_frames": model.max_frames,
-               "unet": model.unet, "vae": model.vae,
+               "vision_config": model.vision_config, "unet": model.unet, "vae": model.vae,
                "transformer": model.transformer, "tokenizer": model.tokenizer,
                "text_encoders": model.text_encoders, "t5_tokens": model.t5_tokens}  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
@@ -153,7 +153,7 @@ def _choose_what_trains(run: Run, family: Family, say: Say) -> None:
 
 
 def _checkpoint_activations(run: Run, family: Family) -> None:
-    parts = [part for part in family.lora_targets if getattr(run.train.checkpointing, part)]
+    parts = [part for part in family.lora_targets if getattr(run.train.checkpointing, part, False)]
     family.checkpoint_activations(parts)
 
 
