@@ -62,11 +62,12 @@ def chat(
     for path in image or []:
         _refuse_missing(path)
 
+    from anymix.device import settle_threads
     from anymix.engines import open_chat
     from anymix.engines.chat import Chat
 
     engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template)
-    options.settle_threads(engine.family.net)
+    settle_threads(engine.family.net)
     talk = Chat(engine, system, drawn)
     _note(_opened(engine))
     if question is None:
