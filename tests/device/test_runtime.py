@@ -23,6 +23,7 @@ from anymix.device import (
     runtime,
     seed_everything,
     set_rng_state,
+    settle_threads,
     supports_fused_adamw,
     synchronize,
 )
@@ -116,3 +117,11 @@ def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB on Linux")
 def test_rusage_and_proc_count_in_the_same_unit() -> None:
     assert 0.01 < peak_memory(CPU) / runtime._peak_of_process() < 2  # a wrong unit is a factor of 1024
+
+
+@pytest.mark.parametrize(("edge", "asked"), [(8, [1]), (5000, [])])
+def test_only_a_small_model_is_given_one_thread(edge: int, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    settle_threads(torch.nn.Linear(edge, edge, device="cpu"))
+    assert given == asked

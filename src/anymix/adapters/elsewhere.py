@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from anymix.adapters import files
-from anymix.families.common.folders import looks_like_id
+from anymix.families.common.folders import looks_like_id, shelves
 
 PLACES = ("unet", "transformer", "vae", "text_encoders", "tokenizer")  # options that name a folder
 CHOSEN, PARTS = "codec", "parts"  # entries of a header
@@ -76,9 +75,7 @@ def _candidates(adapter: Path, value: str, name: str) -> Iterator[Path]:
     beside = adapter.parent if adapter.is_file() else adapter
     yield Path(value).expanduser()
     yield from (beside / value, beside / name, beside.parent / name)
-    yield from (
-        Path(root).expanduser() / name for root in os.environ.get("ANYMIX_MODELS", "").split(os.pathsep) if root
-    )
+    yield from (shelf / name for shelf in shelves())
 
 
 def _print(key: str, place: Path | None) -> str:

@@ -11,7 +11,6 @@ from torch import nn
 from anymix.adapters import kinds, lora, reading
 from anymix.adapters.kinds import MAGNITUDE
 from anymix.adapters.reading import LoraFile
-from anymix.adapters.reading import locate as locate
 
 
 def load_file(net: nn.Module, path: str | Path, scale: float = 1.0) -> LoraFile:
@@ -21,7 +20,7 @@ def load_file(net: nn.Module, path: str | Path, scale: float = 1.0) -> LoraFile:
     one sentence for what cannot be read whole, is for another kind of model, or changes nothing; the net is then as it
     was."""
     kinds.refuse_second(net)
-    found = reading.read(net, locate(path))
+    found = reading.read(net, reading.locate(path))
     _refuse_idle(net, found)
     if scale == 0:
         raise ValueError(f"{found.path} at strength 0 changes nothing; leave it out")
@@ -48,7 +47,7 @@ def merge_files(net: nn.Module, loras: Sequence[str | Path | tuple[str | Path, f
     for path, scale in wanted:
         if scale == 0:
             raise ValueError(f"{path} at strength 0 changes nothing; leave it out")
-        found = reading.read(net, locate(path))
+        found = reading.read(net, reading.locate(path))
         kinds.patterned(found.updates)
     done = []
     for path, scale in wanted:

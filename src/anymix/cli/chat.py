@@ -70,11 +70,12 @@ def chat(
         if not os.path.exists(path):
             raise ValueError(f"there is no video {path}; check the path")
 
+    from anymix.device import settle_threads
     from anymix.engines import open_chat
     from anymix.engines.chat import Chat
 
     engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
-    options.settle_threads(engine.family.net)
+    settle_threads(engine.family.net)
     talk = Chat(engine, system, drawn)
     _note(_opened(engine))
     if question is None:

@@ -39,13 +39,13 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a LoRA as other programs name its tensors, with its true alpha."""
-    from anymix.adapters import formats, loading, opening, outline, reading
+    from anymix.adapters import formats, opening, outline, reading
 
     for option, value, known in (("to", to, FORMS), ("dtype", dtype, tuple(opening.DTYPES))):
         if value is not None and value not in known:
             raise ValueError(f"--{option} is {', '.join(known[:-1])} or {known[-1]}, found {value!r}")
     _refuse_peft(lora)
-    source = loading.locate(lora)
+    source = reading.locate(lora)
     _refuse_output(output, source, overwrite)
     _refuse_preview(preview)
     net, under = outline.under(source, base)

@@ -91,6 +91,7 @@ def generate(
     parts |= {"tokenizer": tokenizer, "text_encoders": text_encoders}
     loras = [_lora(word) for word in lora or []]
 
+    from anymix.device import settle_threads
     from anymix.engines import drawing, open_image, pixels
 
     if image is not None:
@@ -98,7 +99,7 @@ def generate(
     drawing.check(model, wanted, how, loras, base, **parts)
 
     engine = open_image(model, device, dtype, lora=loras, base=base, **parts)
-    options.settle_threads(engine.family.net)
+    settle_threads(engine.family.net)
     _note(_opened(engine))
     _note(*(f"  {name}  {code}" for name, code in engine.hashes.items()))
     began = time.perf_counter()

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from torch import nn
-
-SMALL = 20_000_000  # parameters
 
 Model = Annotated[
     str, typer.Argument(help="Model folder, hub id or starter:internvl2, an adapter folder, or what train wrote.")
@@ -28,12 +23,3 @@ MaxPixels = Annotated[
 ]
 Template = Annotated[str | None, typer.Option(help="Conversation template; default: the model's.")]
 Base = Annotated[str | None, typer.Option(help="For an adapter: the model under it, instead of the one it names.")]
-
-
-def settle_threads(net: nn.Module) -> None:
-    """One thread of the CPU for a model so small that a second only waits for the first: no slower on idle cores, and
-    on a busy one 0.9 s instead of up to 24 for a picture of the small SDXL (two cores, 64 x 64, 30 steps)."""
-    import torch
-
-    if sum(p.numel() for p in net.parameters()) < SMALL:
-        torch.set_num_threads(1)

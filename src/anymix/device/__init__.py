@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         rng_state,
         seed_everything,
         set_rng_state,
+        settle_threads,
         supports_fused_adamw,
         synchronize,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "rng_state",
     "seed_everything",
     "set_rng_state",
+    "settle_threads",
     "supports_fused_adamw",
     "synchronize",
 ]

@@ -55,7 +55,7 @@ def check(
 ) -> None:
     """Raise what can be told of LoRAs, sizes and the scheduler before any weights are read."""
     for lora, _ in loras:
-        file = loading.locate(lora)
+        file = reading.locate(lora)
         if not reading.is_lora(file):
             raise ValueError(f"{file} is no LoRA file; give a LoRA, LoHa or LoKr, or a whole model as the model")
     adapter = find_adapter(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from anymix.config import Run
 from anymix.data.loader import Split
 from anymix.device import peak_memory, pick, ranks, reset_peak_memory, synchronize
-from anymix.train import optim
+from anymix.train import early, optim
 from anymix.train.ema import Ema
 from anymix.train.gathering import Say
 from anymix.train.prepare import Prepared, prepare
@@ -40,6 +40,7 @@ def forecast(run: Run, say: Say = print) -> Forecast:
     """Prepare the run and take two steps with every row replaced by the longest: one warms up, one is measured.
 
     One process stands for all: with nproc of them each needs about this memory, and they share the steps."""
+    early.check(run)
     with tempfile.TemporaryDirectory(prefix="anymix-dry-run-") as folder:
         cache = run.cache.model_copy(update={"path": folder})
         return _forecast(run.model_copy(update={"cache": cache}), say)

@@ -18,7 +18,7 @@ from anymix.data.loader import Order, Split, Stream
 from anymix.device import Device, grad_scaler, ranks, seed_everything
 from anymix.families.contract import Family, ImageFamily
 from anymix.objectives import flow
-from anymix.train import beats, early, freezing, gathering, optim, pictures
+from anymix.train import beats, freezing, gathering, optim, pictures
 from anymix.train.beats import Beats
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
@@ -67,11 +67,11 @@ def prepare(
     draw_class: pictures.DrawClass | None = None,
     dry: bool = False,
 ) -> Prepared:
-    """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong.
+    """Open, check, attach, freeze. Raises ValueError (one sentence, or a list of bad rows) for what is wrong; what
+    `early.check` tells is taken as told.
 
     `draw_class` draws class pictures where a recipe asks for more than there are. `dry`: no step will be taken but on
     the largest row, so of pictures only that is encoded, and no class picture is drawn."""
-    early.check(run)
     seed_everything(run.train.seed)  # the same LoRA matrices on every rank and for every split
     family = open_model(run)
     _check(run, family)

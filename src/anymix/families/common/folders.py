@@ -60,6 +60,11 @@ def looks_like_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/"))
 
 
+def shelves(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Folders of models kept by hand, as ANYMIX_MODELS names them."""
+    return [Path(root).expanduser() for root in environ.get("ANYMIX_MODELS", "").split(os.pathsep) if root]
+
+
 def local_candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
     """Where an id may already lie on this machine, nearest first."""
     if name.startswith(STARTER):
@@ -68,8 +73,7 @@ def local_candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
     owner, model = name.split("/")
     escaped = model.replace(".", "___")  # ModelScope's way to write a dot in a folder name
     owners = (owner, MODELSCOPE_OWNER.get(owner, owner))
-    for root in filter(None, environ.get("ANYMIX_MODELS", "").split(os.pathsep)):
-        base = Path(root).expanduser()
+    for base in shelves(environ):
         for leaf in (model, escaped):
             yield from (base / o / leaf for o in owners)
             yield base / leaf

@@ -266,16 +266,16 @@ def _commands(out: Path, record: Record, w: Words) -> list[tuple[str, str]]:
     question = shlex.quote(w["your question"])
     if record.facts.get("draws"):
         found = [(f"anymix generate {folder} {shlex.quote(w['your prompt'])} -o picture.png", w["generate"])]
-        exported = shlex.quote(str(out) + ".safetensors")
-        after = [(f"anymix export {folder} --to comfyui -o {exported}", w["export"])]
     else:
         found = [
             (f"anymix chat {folder} --image a.jpg {question}", w["chat"]),
             (f"anymix predict {folder} pictures -o answers.jsonl --question {question}", w["predict"]),
         ]
-        after = []
     if record.facts.get("run", {}).get("adapter"):
-        found += [*after, (f"anymix merge {folder} -o {shlex.quote(str(out) + '-merged')}", w["merge"])]
+        if record.facts.get("draws"):
+            file = shlex.quote(f"{out}.safetensors")
+            found.append((f"anymix export {folder} --to comfyui -o {file}", w["export"]))
+        found.append((f"anymix merge {folder} -o {shlex.quote(str(out) + '-merged')}", w["merge"]))
     return found
 
 
