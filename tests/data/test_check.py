@@ -12,6 +12,7 @@ from PIL import Image
 
 from anymix.data.check import TooLong, check_row
 from anymix.data.conversations import Rows, check, read
+from anymix.families.contract import Size
 from anymix.samples import Conversation, SampleError
 
 
@@ -25,7 +26,7 @@ class Words:
         self.asked.append(sample.key)
         if "forbidden" in sample.turns[0].text:
             raise SampleError(sample.key, "the codec cannot spell this", "write another word")
-        return type("Size", (), {"tokens": sum(len(turn.text.split()) for turn in sample.turns)})()
+        return Size(sum(len(turn.text.split()) for turn in sample.turns), len(sample.images), 0)
 
 
 def row(question: str, answer: str = "yes", image: str | None = None) -> str:
@@ -136,7 +137,7 @@ def test_an_over_long_row_crosses_processes_and_names_the_tiles_only_where_there
             check_row(data[n], Words([]), 3)
         again = pickle.loads(pickle.dumps(caught.value))
         assert str(again) == str(caught.value) and ("max_tiles" in str(again)) == tiles
-    assert check_row(data[1], Words([]), 4) == 4
+    assert check_row(data[1], Words([]), 4) == (4, 1)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])

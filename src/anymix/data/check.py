@@ -23,6 +23,8 @@ SHOWN = 10  # problems spelled out in an error; the rest are counted
 class Measured(Protocol):
     @property
     def tokens(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
 
 
 class Measurer(Protocol):
@@ -46,9 +48,9 @@ class Checkable(Protocol):
 class Verdict:
     """What `check` found.
 
-    `good` are indices into the rows, in order, repeats included; `lengths` their tokens (empty without a
-    codec); `longest` the index with the most tokens; `skipped` (key, reason) of each row left out, once. Of pictures
-    (`check_pictures`) lengths are those of the bucket in pixels, and `views` the first view of each.
+    `good` are indices into the rows, in order, repeats included; `lengths` their tokens and `tiles` their tiles (empty
+    without a codec); `longest` the index with the most tokens; `skipped` (key, reason) of each row left out, once.
+    Of pictures (`check_pictures`) lengths are those of the bucket in pixels, and `views` the first view of each.
     """
 
     rows: int
@@ -58,6 +60,7 @@ class Verdict:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     views: list[View] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
 
 
 class TooLong(SampleError):
@@ -77,15 +80,15 @@ def check(
     listing the first ten, one a line; with "skip" they are in the Verdict, and only the lack of any good row
     raises.
     """
-    tokens: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
     problems: dict[tuple[int, int], SampleError] = {}
     oddities: Counter[str] = Counter()
     for index in range(len(rows)):
         origin = rows.origin(index)
-        if origin not in tokens and origin not in problems:
+        if origin not in sizes and origin not in problems:
             try:
                 conversation = rows[index]
-                tokens[origin] = check_row(conversation, codec, max_length)
+                sizes[origin] = check_row(conversation, codec, max_length)
                 oddities.update(_oddities(rows.record(index), conversation))
             except SampleError as error:
                 problems[origin] = error
@@ -93,14 +96,15 @@ def check(
             progress(index + 1, len(rows))
     if not len(rows):
         raise ValueError("there are no rows in the data; check data.path, data.limit and repeat_time")
-    good = [index for index in range(len(rows)) if rows.origin(index) in tokens]
+    good = [index for index in range(len(rows)) if rows.origin(index) in sizes]
     if problems and (on_error == "raise" or not good):
-        raise ValueError(report(list(problems.values()), len(tokens) + len(problems), bool(good)))
-    lengths = [tokens[rows.origin(index)] for index in good] if codec is not None else []
+        raise ValueError(report(list(problems.values()), len(sizes) + len(problems), bool(good)))
+    measured = [sizes[rows.origin(index)] for index in good] if codec is not None else []
+    lengths, tiles = [tokens for tokens, _ in measured], [count for _, count in measured]
     longest = good[max(range(len(good)), key=lengths.__getitem__)] if lengths else None
     skipped = [(error.key, f"{error.found}; {error.remedy}") for error in problems.values()]
     notes = tuple(f"rows {what}: {count}" for what, count in oddities.items())
-    return Verdict(len(rows), good, lengths, longest, skipped, rows.notes + notes)
+    return Verdict(len(rows), good, lengths, longest, skipped, rows.notes + notes, tiles=tiles)
 
 
 def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
@@ -111,9 +115,13 @@ def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
         yield f"with {MARK} but without a picture, where the mark is text"
 
 
-def check_row(conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None) -> int:
-    """Tokens of a row (0 without a codec). Raises SampleError for a picture or video that cannot be opened, a row the
-    codec cannot encode, and one longer than `max_length` tokens."""
+def check_row(
+    conversation: Conversation, codec: Measurer | None = None, max_length: int | None = None
+) -> tuple[int, int]:
+    """Tokens and tiles of a row (0, 0 without a codec).
+
+    Raises SampleError for a picture or video that cannot be opened, a row the codec cannot encode, and one longer than
+    `max_length` tokens."""
     for ref in conversation.images:
         image_size(ref, conversation.key)
         refuse_cut_off(ref, conversation.key)
@@ -121,13 +129,14 @@ def check_row(conversation: Conversation, codec: Measurer | None = None, max_len
         video.look(film, conversation.key)
         for still in video.stills(film, conversation.key) or ():
             refuse_cut_off(still, conversation.key)
-    tokens = codec.measure(conversation).tokens if codec is not None else 0
+    size = codec.measure(conversation) if codec is not None else None
+    tokens, tiles = (size.tokens, size.tiles) if size is not None else (0, 0)
     if max_length is not None and tokens > max_length:
         bound = getattr(codec, "bound", "model.max_tiles")  # what makes this codec's pictures smaller
         smaller = f"lower {bound}, " if conversation.images or conversation.videos else ""
         found = f"the row has {tokens} tokens, more than the {max_length} of data.max_length"
         raise TooLong(conversation.key, found, f"raise data.max_length, {smaller}or shorten the text")
-    return tokens
+    return tokens, tiles
 
 
 def _kind(error: SampleError) -> str:
