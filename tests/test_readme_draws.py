@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anymix import config
-
 ROOT = Path(__file__).parents[1]
 LESS = [
     "device=cpu", "data.resolution=32", "data.bucket_step=8", "dreambooth.class_images=2",
@@ -54,39 +52,6 @@ def test_the_python_lines_draw_with_parts_of_ones_own(tmp_path: Path, monkeypatc
     assert "steps=30" in lines
     exec(lines.replace("steps=30", "steps=2"), {})
     assert Image.open("pokemon.png").getextrema() != ((0, 0),) * 3
-
-
-PAGES = ["docs/pictures.md", "docs/zh/pictures.md"]
-
-
-def page(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def test_the_page_on_pictures_types_the_same_in_both_languages() -> None:
-    english, chinese = (re.findall(r"^```\w*\n.*?^```$", page(name), re.DOTALL | re.MULTILINE) for name in PAGES)
-    assert english == chinese and len(english) > 2
-
-
-def test_the_page_on_pictures_names_the_same_tests_recipes_and_keys_in_both_languages() -> None:
-    english, chinese = (sorted(set(re.findall(r"`([^`\n]+)`", page(name)))) for name in PAGES)
-    assert english == chinese
-    for name in PAGES:
-        links = re.findall(r"\]\(([^)]+)\)", page(name))
-        assert all((ROOT / name).parent.joinpath(link).exists() for link in links), links
-
-
-def test_the_tests_and_keys_the_page_on_pictures_names_are_there() -> None:
-    spoken = set(re.findall(r"`([^`\n]+)`", page(PAGES[0])))
-    for named in (word for word in spoken if "::" in word):
-        file, _, function = named.partition("::")
-        assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), named
-    known = {row[0] for row in config.keys()} | {"train.checkpointing"}
-    sections = {key.partition(".")[0] for key in known}
-    words = {re.split("[=:]", word)[0] for word in spoken if re.fullmatch(r"[a-z]+\.[a-z_0-9]+([=:].*)?", word)}
-    files = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html"}
-    keys = {word for word in words if word.partition(".")[0] in sections} - files
-    assert keys and keys <= known, keys - known
 
 
 @pytest.mark.slow

@@ -1,0 +1,55 @@
+"""The pages of docs that are there in two languages say the same, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from anymix import config
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("pictures.md", "talking.md")
+FILES = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html", "config.json"}  # look like keys, and are none
+
+
+def both(name: str) -> tuple[str, str]:
+    english, chinese = (ROOT / "docs" / folder / name for folder in ("", "zh"))
+    return english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
+
+
+def spoken(text: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_types_the_same_in_both_languages(name: str) -> None:
+    english, chinese = (re.findall(r"^```\w*\n.*?^```$", text, re.DOTALL | re.MULTILINE) for text in both(name))
+    assert english == chinese and english
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_the_same_tests_recipes_and_keys_in_both_languages(name: str) -> None:
+    english, chinese = both(name)
+    assert sorted(spoken(english)) == sorted(spoken(chinese))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_links_to_is_there(name: str) -> None:
+    for folder, text in zip(("docs", "docs/zh"), both(name), strict=True):
+        links = re.findall(r"\]\(([^)]+)\)", text)
+        assert links and all((ROOT / folder / link).exists() for link in links), links
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_tests_and_keys_a_page_names_are_there(name: str) -> None:
+    words = spoken(both(name)[0])
+    for named in (word for word in words if "::" in word):
+        file, _, function = named.partition("::")
+        assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), named
+    known = {row[0] for row in config.keys()} | {"train.checkpointing"}
+    sections = {key.partition(".")[0] for key in known}
+    dotted = {re.split("[=:]", word)[0] for word in words if re.fullmatch(r"[a-z]+\.[a-z_0-9]+([=:].*)?", word)}
+    keys = {word for word in dotted if word.partition(".")[0] in sections} - FILES
+    assert keys and keys <= known, keys - known
