@@ -25,7 +25,10 @@ HELP = (
 
 
 Question = Annotated[str | None, typer.Argument(help="What to ask; without it, a conversation.")]
-Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture, or a PDF: its pages in order, scan.pdf#2 for one. Again for more.")]
+Image = Annotated[
+    list[str] | None,
+    typer.Option("--image", "-i", help="A picture, or a PDF: its pages in order, scan.pdf#2 for one; again for more."),
+]
 Video = Annotated[
     list[str] | None, typer.Option("--video", "-v", help="A video, or a folder of its frames; may be given again.")
 ]

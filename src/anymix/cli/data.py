@@ -101,9 +101,14 @@ def convert(
     images: Annotated[str | None, typer.Option(help="Table: folder the pictures lie in.")] = None,
     plain: Annotated[bool, typer.Option(help="Table: one answer column, answered as plain text, not JSON.")] = False,
     root: Annotated[str | None, typer.Option(help="Rows: folder their image paths start from.")] = None,
-    to: Annotated[str, typer.Option(help="internvl, llava or openai.")] = "internvl",
+    to: Annotated[
+        str, typer.Option(help="internvl, llava, openai, qwen, llamafactory, llamafactory-messages, alpaca or csv.")
+    ] = "internvl",
 ) -> None:
-    """A spreadsheet to questions with JSON answers, or one training format to another; lossless or refused."""
+    """A spreadsheet to questions with JSON answers, or one training format to another; lossless or refused.
+
+    llamafactory-messages is what ms-swift reads too; LLaMA-Factory's forms come with their dataset_info.json, which is
+    heeded where a file to be read is named in one."""
     from anymix.data.convert import convert as run
 
     columns = [name.strip() for name in answer_columns.replace("，", ",").split(",")] if answer_columns else None

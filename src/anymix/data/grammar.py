@@ -94,6 +94,16 @@ def parse(record: Any, key: str, how: Reading) -> Conversation:
     return Conversation(turns, key, how.max_tiles, how.degrade)
 
 
+# The key that tells a form, and those that go with it.
+_FORMS = (
+    ("conversations",),
+    ("messages",),
+    ("question", "answer"),
+    ("instruction", "input", "output", "history"),
+)
+KEYS = frozenset(name for names in _FORMS for name in names)
+
+
 def consumed(record: Mapping[str, Any], how: Reading) -> frozenset[str]:
     """The keys of a row that `parse` makes its conversation of; all others it passes over."""
     form = next((keys for keys in _FORMS if record.get(keys[0]) is not None), ())
@@ -110,15 +120,6 @@ def opens_with_answer(record: Mapping[str, Any]) -> bool:
 
 
 # Turns
-
-
-# The key that tells a form, and those that go with it.
-_FORMS = (
-    ("conversations",),
-    ("messages",),
-    ("question", "answer"),
-    ("instruction", "input", "output", "history"),
-)
 
 
 def _turns(record: Mapping[str, Any], key: str, how: Reading) -> list[_Said]:
