@@ -65,7 +65,7 @@ def spoken(path: Path) -> list[Any]:
            "image", "images", "video", "videos")  # fmt: skip
     beside = [{n: v for n, v in rows.record(i).items() if n not in own} for i in range(len(rows))]
     turns = [[(turn.role, [part(p) for p in turn.parts]) for turn in rows.said(i).turns] for i in range(len(rows))]
-    return list(zip(turns, map(lambda tree: json.dumps(tree, sort_keys=True), beside), strict=True))
+    return list(zip(turns, [json.dumps(tree, sort_keys=True) for tree in beside], strict=True))
 
 
 # What all forms hold.
@@ -100,13 +100,17 @@ def test_what_all_forms_hold_goes_from_any_to_any_and_back(tmp_path: Path, first
     assert one.read_bytes() == again.read_bytes()
 
 
+def _words(rows: list[dict[str, Any]], roles: tuple[str, ...]) -> str:
+    turns = [turn for one in rows for turn in one["messages"] if turn["role"] in roles]
+    return "".join(part["text"] for turn in turns for part in turn["content"] if part["type"] == "text")
+
+
 def holds(form: str, rows: list[dict[str, Any]]) -> bool:
     """What each form has a place for, said once more."""
     parts = [part for one in rows for turn in one["messages"] for part in turn["content"]]
     pictures = [p for p in parts if p["type"] == "image"]
     films = [p for p in parts if p["type"] == "video"]
-    words = {role: "".join(p["text"] for one in rows for t in one["messages"] if t["role"] in role for p in t["content"]
-                           if p["type"] == "text") for role in (("user",), ("user", "assistant", "system"))}  # fmt: skip
+    asked, said = (_words(rows, roles) for roles in (("user",), ("user", "assistant", "system")))
     listed = any(isinstance(p["video"], list) for p in films)
     if form in ("openai", "qwen"):
         return form == "qwen" or not (listed or any("fps" in p for p in films))
@@ -117,11 +121,11 @@ def holds(form: str, rows: list[dict[str, Any]]) -> bool:
     if form in ("internvl", "llava") and films and (pictures or len(films) > 1):
         return False
     if form in ("llamafactory", "llamafactory-messages", "alpaca"):
-        return not any(mark in words["user", "assistant", "system"] for mark in ("<image>", "<video>", "<audio>"))
-    literal_film = bool(films) and ("<video>" in words[("user",)])
+        return not any(mark in said for mark in ("<image>", "<video>", "<audio>"))
+    literal_film = bool(films) and ("<video>" in asked)
     if form == "llava" and films:
-        return "<image>" not in words[("user",)] and "<video>" not in words[("user",)]
-    return not (pictures and "<image>" in words[("user",)]) and not literal_film
+        return "<image>" not in asked and "<video>" not in asked
+    return not (pictures and "<image>" in asked) and not literal_film
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8) | st.sampled_from(
@@ -133,13 +137,10 @@ PATHS = st.sampled_from(
 )
 FILMS = st.sampled_from([film("v.mp4"), film("frames/"), film(["1.png", "2.png"]), film("w.mp4", fps=2.0)])
 PARTS = st.one_of(TEXTS, TEXTS, PATHS.map(picture), st.just(picture(INLINE)), FILMS)
+SHORT = st.text(st.characters(exclude_characters="\0"), max_size=5)
 BESIDE = st.dictionaries(
     st.sampled_from(["id", "width", "width:json", "meta", "ünd"]),
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(st.characters(exclude_characters="\0"), max_size=5)
-    | st.lists(st.integers(0, 9), max_size=2),
+    st.none() | st.booleans() | st.integers() | SHORT | st.lists(st.integers(0, 9), max_size=2),
     max_size=3,
 )
 

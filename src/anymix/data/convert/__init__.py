@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 from anymix.data.conversations import Rows, read
 from anymix.data.convert.answers import answer_schema, table_to_rows
 from anymix.data.convert.files import Info, refuse_unread, write, write_rows
-from anymix.data.convert.marks import MARKED
 from anymix.data.convert.forms import Form
+from anymix.data.convert.marks import MARKED
 from anymix.data.convert.parts import IN_PARTS
 from anymix.data.convert.rows import Rewriting
 from anymix.data.sheets import SheetRows
