@@ -44,8 +44,8 @@ def test_alpaca_with_its_history_and_system(tmp_path: Path) -> None:
         "pic": ["a.png"],
     }
     columns = {"prompt": "ask", "query": "more", "response": "say", "history": "past", "system": "sys", "images": "pic"}
-    path = data_set(tmp_path, [row, {**row, "past": None, "sys": "", "more": ""}], {"x": {"file_name": "mine.json",
-                                                                                          "columns": columns}})  # fmt: skip
+    rows_ = [row, {**row, "past": None, "sys": "", "more": ""}]
+    path = data_set(tmp_path, rows_, {"x": {"file_name": "mine.json", "columns": columns}})
     rows = read(str(path))
     assert [(turn.role, turn.text) for turn in rows[0].turns] == [
         ("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "What?\nBe brief."), ("assistant", "A cat."),
