@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymix.data.images import image_size, open_image
+from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, Message, lay
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Size, Token
@@ -206,22 +207,12 @@ class InternVL2Codec:
         pixel_values (T, 3, S, S) uint8 and image_positions (K,), the placeholders in order. host: cu_seqlens
         (sequence borders from 0 to L), tiles and seeds per row. weight: N.
         """
-        borders = [0]
-        for item in items:
-            borders.append(borders[-1] + len(item.ids))
-        input_ids = torch.cat([item.ids for item in items])
-        following = torch.cat([torch.cat((item.labels[1:], item.labels.new_tensor([IGNORE]))) for item in items])
-        target_positions = (following != IGNORE).nonzero().flatten()
-        tensors = {
-            "input_ids": input_ids,
-            "position_ids": torch.cat([torch.arange(len(item.ids)) for item in items]),
-            "target_positions": target_positions,
-            "target_ids": following[target_positions],
-        }
+        tensors, borders = end_to_end(items)
+        tensors["position_ids"] = counted(items)
         tiles = [item.tiles for item in items if item.tiles is not None]
         if tiles:
             tensors["pixel_values"] = torch.cat(tiles)
-            tensors["image_positions"] = (input_ids == self.context_id).nonzero().flatten()
+            tensors["image_positions"] = (tensors["input_ids"] == self.context_id).nonzero().flatten()
         return Batch(
             tensors,
             {
@@ -230,7 +221,7 @@ class InternVL2Codec:
                 "seeds": [item.seed for item in items],
             },
             tuple(item.key for item in items),
-            float(len(target_positions)),
+            float(len(tensors["target_ids"])),
         )
 
     def prompt(self, conversation: Conversation) -> Prompt:

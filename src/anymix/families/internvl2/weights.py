@@ -11,15 +11,14 @@ its llm_config says they are tied. The two are then separate, and saved so: the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration
 
-from anymix.families.common import shards
+from anymix.families.common import filling, shards
 from anymix.families.common.origin import Origin, carry, origin_of, read_beside, remember
 from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
@@ -85,14 +84,15 @@ def _load_original(
             if plain in pairs:
                 whole = _merged(whole, source.get(pairs[plain][0]), source.get(pairs[plain][1]))
             for target, part in zip(targets, naming.split(plain, whole), strict=True):
-                _set(net, target, part, device, dtype, folder)
+                filling.put(net, target, part, device, dtype, folder)
                 dtypes[target] = source.dtype(name)
         tainted = any(name != clean(name) or is_lora(name) for name in source)
         file_of = {clean(name): file for name, file in source.file_of.items() if not is_lora(name)}
     if config["llm_config"].get("tie_word_embeddings") and net.lm_head.weight.is_meta and _EMBEDDINGS in dtypes:
-        _set(net, _HEAD, net.get_input_embeddings().weight.detach().clone(), device, dtype, folder)
+        filling.put(net, _HEAD, net.get_input_embeddings().weight.detach().clone(), device, dtype, folder)
         dtypes[_HEAD] = dtypes[_EMBEDDINGS]
-    _finish(net, device, folder)
+    filling.refuse_empty(net, folder)
+    net.model.language_model.rotary_emb.to(device)
     if {**configs.CHAT_DEFAULTS, **config}["ps_version"] == "v1":
         net.model.multi_modal_projector.register_forward_hook(_transpose_tokens)
     remember(net, Origin(folder, "original", config, file_of, dtypes, tainted, read_beside(folder)))
@@ -115,26 +115,12 @@ def _load_native(
             output_loading_info=True,
         )
     net, info = loaded
-    _refuse_partial(net, info, folder)
+    tied = net.lm_head.weight is net.get_input_embeddings().weight
+    filling.refuse_partial(info, folder, needless=lambda name: tied and name == _HEAD)
     net.to(device)
     dtypes = dict.fromkeys(net.state_dict(), file_dtype)
     remember(net, Origin(folder, "native", chat, dtypes=dtypes, beside=read_beside(folder)))
     return net
-
-
-def _refuse_partial(net: Any, info: dict[str, Any], folder: Path) -> None:
-    """transformers gives what a native folder lacks random values, and leaves out what it has no place for."""
-    tied = {_HEAD} if net.lm_head.weight is net.get_input_embeddings().weight else set()
-    problems = (
-        ("missing", set(info["missing_keys"]) - tied),
-        ("of another shape than its config.json expects", {name for name, *_ in info["mismatched_keys"]}),
-        ("unknown", set(info["unexpected_keys"])),
-    )
-    for problem, names in problems:
-        if names:
-            raise ValueError(
-                f"{folder}: {len(names)} tensors are {problem}, the first is {min(names)}; copy the folder again"
-            )
 
 
 def naming_of(config: dict[str, Any]) -> Naming:
@@ -155,36 +141,6 @@ def _empty(config: Any) -> Any:
         if type(module).__name__ == "InternVLVisionRMSNorm":
             module.variance_epsilon = config.vision_config.layer_norm_eps
     return net
-
-
-def _set(
-    net: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, folder: Path
-) -> None:
-    owner, _, leaf = name.rpartition(".")
-    try:
-        module = net.get_submodule(owner)
-        old = module._parameters[leaf]
-    except (AttributeError, KeyError):
-        old = None
-    if old is None:
-        raise ValueError(f"{folder}: its config.json has no place for tensor {name}; the folder mixes two models")
-    if old.shape != value.shape:
-        raise ValueError(
-            f"{folder}: {name} has shape {tuple(value.shape)}, its config.json expects {tuple(old.shape)}; "
-            "the folder mixes two models"
-        )
-    module._parameters[leaf] = nn.Parameter(value.to(device=device, dtype=dtype or value.dtype))
-
-
-def _finish(net: Any, device: torch.device, folder: Path) -> None:
-    missing = [name for name, p in net.named_parameters() if p.is_meta]
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; copy it again")
-    net.model.language_model.rotary_emb.to(device)
-    net.config.dtype = next(net.parameters()).dtype
-    if (folder / "generation_config.json").is_file():
-        net.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
-    net.eval()
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -230,7 +186,7 @@ def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
     parts = naming.originals(tensors, depth)
     dtypes = dict.fromkeys(tensors, dtype) if dtype or not origin else origin.dtypes
     split = dict(origin.file_of) if origin and set(origin.file_of) == set(parts) else {}
-    plan = _plan({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, split)
+    plan = filling.shared_out({name: sum(tensors[p].nbytes for p in ps) for name, ps in parts.items()}, split)
     as_it_was = bool(split) and origin is not None and not origin.tainted and not dtype
     with shards.saving(folder) as beside:
         for file, names in plan.items():
@@ -242,7 +198,7 @@ def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
         if origin:
             carry(origin, beside, folder, index=as_it_was)
         if not as_it_was:
-            _describe(beside, config, plan, dtype)
+            filling.describe(beside, _bare(config), plan, dtype)
 
 
 def _untied(net: Any) -> dict[str, Tensor]:
@@ -253,32 +209,7 @@ def _untied(net: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _plan(sizes: dict[str, int], split: dict[str, str]) -> dict[str, list[str]]:
-    """File -> tensors: the source's own split (tensor -> file) where given, else files of at most SHARD_BYTES."""
-    plan: dict[str, list[str]] = {}
-    if split:
-        for name, file in split.items():
-            plan.setdefault(file, []).append(name)
-        return plan
-    groups: list[list[str]] = [[]]
-    room = shards.SHARD_BYTES
-    for name, size in sizes.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = shards.SHARD_BYTES
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {shards.SINGLE: groups[0]}
-    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
-
-
-def _describe(folder: Path, config: dict[str, Any], plan: dict[str, list[str]], dtype: torch.dtype | None) -> None:
-    """A config.json and an index for weights that are not named, split or typed as those they came from."""
-    config = {**config, "use_llm_lora": 0, "use_backbone_lora": 0, "tie_word_embeddings": False}
-    config["llm_config"] = {**config["llm_config"], "tie_word_embeddings": False}
-    config |= {"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {}
-    shards.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    if set(plan) != {shards.SINGLE}:
-        index = {"metadata": {}, "weight_map": {name: file for file, names in plan.items() for name in names}}
-        shards.write_text(folder / shards.INDEX, json.dumps(index, indent=2) + "\n")
+def _bare(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of weights without the wrapping LoRA of the original code, and with a head of their own."""
+    language = {**config["llm_config"], "tie_word_embeddings": False}
+    return {**config, "use_llm_lora": 0, "use_backbone_lora": 0, "tie_word_embeddings": False, "llm_config": language}

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymix.data.images import image_size, open_image
+from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, lay
 from anymix.families.common.shards import read_json
 from anymix.families.common.words import Words, open_words
@@ -185,26 +186,16 @@ class LlavaNextCodec:
         token of the same sequence is a target, target_ids (N,), and where there are pictures pixel_values
         (T, 3, S, S) uint8, image_positions (K,), the placeholders in order, and image_sources (K,), which feature
         goes there. host: cu_seqlens (sequence borders from 0 to L), tiles and seeds per row. weight: N."""
-        borders = [0]
-        for item in items:
-            borders.append(borders[-1] + len(item.ids))
-        input_ids = torch.cat([item.ids for item in items])
-        following = torch.cat([torch.cat((item.labels[1:], item.labels.new_tensor([IGNORE]))) for item in items])
-        target_positions = (following != IGNORE).nonzero().flatten()
-        tensors = {
-            "input_ids": input_ids,
-            "position_ids": torch.cat([torch.arange(len(item.ids)) for item in items]),
-            "target_positions": target_positions,
-            "target_ids": following[target_positions],
-        }
+        tensors, borders = end_to_end(items)
+        tensors["position_ids"] = counted(items)
         counts = [0 if item.tiles is None else len(item.tiles) for item in items]
         tiles = [item.tiles for item in items if item.tiles is not None]
         if tiles:
             tensors["pixel_values"] = torch.cat(tiles)
-            tensors["image_positions"] = (input_ids == IMAGE).nonzero().flatten()
+            tensors["image_positions"] = (tensors["input_ids"] == IMAGE).nonzero().flatten()
             tensors["image_sources"] = joined([item.sources for item in items], counts, self.side)
         host = {"cu_seqlens": borders, "tiles": counts, "seeds": [item.seed for item in items]}
-        return Batch(tensors, host, tuple(item.key for item in items), float(len(target_positions)))
+        return Batch(tensors, host, tuple(item.key for item in items), float(len(tensors["target_ids"])))
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """A conversation that ends with a question, as ids up to where the answer begins, and its tiles."""

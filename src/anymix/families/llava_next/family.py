@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from anymix.families.common import attention, rotary
+from anymix.families.common import attention, language, rotary
+from anymix.families.common.language import ChatCache, LeftPadded
 from anymix.families.common.origin import origin_of
 from anymix.families.common.recompute import recompute_blocks
 from anymix.families.common.shards import read_json, write_text
@@ -29,28 +28,10 @@ from anymix.families.llava_next import configs, weights
 from anymix.families.llava_next.anyres import normalise
 from anymix.families.llava_next.codec import IMAGE, LlavaNextCodec, joined
 from anymix.families.llava_next.names import tower_prefix
-from anymix.objectives import next_token
 from anymix.samples import Conversation
 
 _LANGUAGE = "model.language_model.layers.*."
 OPTIONS = ("template", "max_tiles", "max_length", "vision_config")
-
-
-@dataclass
-class ChatCache:
-    """Keys and values of B rows, left-padded to one width."""
-
-    past: DynamicCache
-    mask: Tensor | None  # (B, width) 1 where a token stands; None while no row is padded
-    lengths: list[int]  # true tokens per row
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop every row but these."""
-        past: Any = self.past
-        index = torch.tensor(list(rows), device=past.layers[0].keys.device)
-        self.past.batch_select_indices(index)
-        self.mask = None if self.mask is None else self.mask[index]
-        self.lengths = [self.lengths[row] for row in rows]
 
 
 class LlavaNext:
@@ -149,18 +130,7 @@ class LlavaNext:
         embeds = self._embed(
             held["input_ids"], held.get("pixel_values"), held.get("image_positions"), held.get("image_sources")
         )
-        language, cu = self.net.model.language_model, batch.host["cu_seqlens"]
-        with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
-            hidden = language(
-                inputs_embeds=embeds[None],  # (1, L, H)
-                attention_mask=attention.already_isolated(embeds.device),
-                position_ids=held["position_ids"][None],  # (1, L), from 0 in every sequence
-                use_cache=False,
-                anymix_cu=cu,
-            ).last_hidden_state[0]
-        supervised = hidden.index_select(0, held["target_positions"])  # (N, H)
-        head = self.net.lm_head
-        return next_token.loss(supervised, head, held["target_ids"], head.out_features, held.get("target_weights"))
+        return language.loss(self.net, embeds, held["position_ids"][None], batch)
 
     def _embed(self, ids: Tensor, pixels: Tensor | None, positions: Tensor | None, sources: Tensor | None) -> Tensor:
         """(L,) ids, (T, 3, E, E) uint8 tiles, (K,) where features go and (K,) which -> (L, H)."""
@@ -203,47 +173,22 @@ class LlavaNext:
     def prefill(self, *prompts: Prompt) -> tuple[Tensor, ChatCache]:
         """Read B prompts -> (B, V) fp32 logits after the last token of each, and the cache."""
         device = self.net.get_input_embeddings().weight.device
-        lengths = [len(p.ids) for p in prompts]
-        width = max(lengths)
-        ids = torch.full((len(prompts), width), self.codec.pad_id, dtype=torch.int64)
-        mask = torch.zeros(len(prompts), width, dtype=torch.int64)
-        for row, p in enumerate(prompts):
-            ids[row, width - lengths[row] :] = p.ids
-            mask[row, width - lengths[row] :] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        images = (ids.flatten() == IMAGE).nonzero().flatten()
+        rows = LeftPadded.of(prompts, self.codec.pad_id)
+        ids = rows.ids.flatten()
+        images = (ids == IMAGE).nonzero().flatten()
         seen = [p for p in prompts if p.pixels is not None]
         tiles = [p.pixels for p in prompts if p.pixels is not None]
         pixels = torch.cat(tiles).to(device) if tiles else None
         sources = joined([p.host["sources"] for p in seen], [len(t) for t in tiles], self.codec.side)
-        embeds = self._embed(ids.flatten().to(device), pixels, images.to(device), sources.to(device))
-        padded = None if min(lengths) == width else mask.to(device)
-        cache = ChatCache(DynamicCache(config=self.net.config.text_config), padded, lengths)
-        return self._advance(embeds.unflatten(0, ids.shape), positions.to(device), cache), cache
+        embeds = self._embed(ids.to(device), pixels, images.to(device), sources.to(device))
+        cache = rows.cache(self.net, device)
+        return language.advance(self.net, embeds.unflatten(0, rows.ids.shape), rows.positions.to(device), cache), cache
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, cache: ChatCache) -> Tensor:
         """tokens (B,) -> (B, V) fp32 logits for the next position."""
         embeds = self.net.get_input_embeddings()(tokens[:, None])
-        positions = torch.tensor(cache.lengths, device=tokens.device)[:, None]
-        if cache.mask is not None:
-            cache.mask = torch.cat((cache.mask, cache.mask.new_ones(len(tokens), 1)), dim=1)
-        cache.lengths = [length + 1 for length in cache.lengths]
-        return self._advance(embeds, positions, cache)
-
-    def _advance(self, embeds: Tensor, positions: Tensor, cache: ChatCache) -> Tensor:
-        """New tokens of every row, already counted in `cache.lengths` -> logits after the last of them."""
-        language = self.net.model.language_model
-        with rotary.lengths(language, cache.lengths):
-            hidden = language(
-                inputs_embeds=embeds,  # (B, l, H)
-                attention_mask=cache.mask,
-                position_ids=positions,  # (B, l)
-                past_key_values=cache.past,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        logits: Tensor = self.net.lm_head(hidden).float()
-        return logits
+        return language.advance(self.net, embeds, cache.grow(tokens.device), cache)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, template tokens left out."""

@@ -163,7 +163,7 @@ def _turn(template: Template, turn: Turn, inside: str, counts: Iterator[int], tr
         said = Segment(template.lead + text + template.tail, "assistant", training)
         return [Segment(template.assistant, "mark"), said, Segment(template.end, "mark", training)]
     asked = _question(turn, template.strips)
-    parts = [next(counts) if isinstance(part, ImageRef) else Segment(part, "user") for part in asked]
+    parts = [Segment(part, "user") if isinstance(part, str) else next(counts) for part in asked]
     return [Segment(template.user, "mark"), Segment(inside, "system"), *parts, Segment(template.user_end, "mark")]
 
 
@@ -209,7 +209,7 @@ def _split(conversation: Conversation, answer: bool) -> tuple[str | None, tuple[
     if turns and turns[0].role == "assistant":  # left out, as the original leaves it out
         turns = turns[1:]
     for turn in turns:
-        spoken = any(isinstance(part, ImageRef) or part.strip() for part in turn.parts)
+        spoken = any(not isinstance(part, str) or part.strip() for part in turn.parts)
         if not spoken and not (answer and turn.role == "assistant"):  # a model may have answered with nothing
             raise SampleError(key, f"an empty {turn.role} turn", "fill it in, or leave the row out")
     if answer and not (turns and turns[-1].role == "user"):

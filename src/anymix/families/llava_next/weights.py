@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlavaNextForConditionalGeneration
+from transformers import LlavaNextForConditionalGeneration
 
-from anymix.families.common import shards
+from anymix.families.common import filling, shards
 from anymix.families.common.origin import Origin, carry, origin_of, read_beside, remember
 from anymix.families.common.quiet import quiet
 from anymix.families.common.shards import Shards, read_json
 from anymix.families.llava_next import configs, names
 
+_MIXED = "the folder mixes two models, or vision_config is another tower's"
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -69,11 +70,14 @@ def _load_original(
                 continue
             if target is None:
                 raise ValueError(f"{folder}: unknown tensor {name}; this is not a LLaVA-1.6 checkpoint as released")
-            _set(net, target, source.get(name), device, dtype, folder)
+            filling.put(net, target, source.get(name), device, dtype, folder, _MIXED)
             dtypes[target] = source.dtype(name)
         file_of = {name: file for name, file in source.file_of.items() if not names.is_computed(name)}
         tainted = len(file_of) != len(source.file_of)
-    _finish(net, device, folder)
+    filling.refuse_empty(net, folder)
+    net.model.language_model.rotary_emb.to(device)
+    embeddings = tower_of(net).embeddings
+    embeddings.position_ids = embeddings.position_ids.to(device)
     net.get_input_embeddings().register_forward_pre_hook(_Stand(made.image_token_id))
     remember(net, Origin(folder, "original", config, file_of, dtypes, tainted, read_beside(folder)))
     return net
@@ -106,25 +110,11 @@ def _load_native(
             output_loading_info=True,
         )
     net, info = loaded
-    _refuse_partial(info, folder)
+    filling.refuse_partial(info, folder, needless=names.is_computed)
     net.to(device)
     dtypes = dict.fromkeys(net.state_dict(), file_dtype)
     remember(net, Origin(folder, "native", original, dtypes=dtypes, beside=read_beside(folder)))
     return net
-
-
-def _refuse_partial(info: dict[str, Any], folder: Path) -> None:
-    """transformers gives what a native folder lacks random values, and leaves out what it has no place for."""
-    problems = (
-        ("missing", set(info["missing_keys"])),
-        ("of another shape than its config.json expects", {name for name, *_ in info["mismatched_keys"]}),
-        ("unknown", {name for name in info["unexpected_keys"] if not names.is_computed(name)}),
-    )
-    for problem, found in problems:
-        if found:
-            raise ValueError(
-                f"{folder}: {len(found)} tensors are {problem}, the first is {min(found)}; copy the folder again"
-            )
 
 
 def _empty(config: Any) -> Any:
@@ -142,38 +132,6 @@ def tower_of(net: Any) -> Any:
     """The module that holds the tower's `embeddings` and `encoder`, in any version of transformers."""
     tower = net.model.vision_tower
     return getattr(tower, "vision_model", tower)
-
-
-def _set(
-    net: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, folder: Path
-) -> None:
-    owner, _, leaf = name.rpartition(".")
-    try:
-        module = net.get_submodule(owner)
-        old = module._parameters[leaf]
-    except (AttributeError, KeyError):
-        old = None
-    if old is None:
-        raise ValueError(f"{folder}: its config.json has no place for tensor {name}; the folder mixes two models")
-    if old.shape != value.shape:
-        raise ValueError(
-            f"{folder}: {name} has shape {tuple(value.shape)}, its config.json and its tower's expect "
-            f"{tuple(old.shape)}; the folder mixes two models, or vision_config is another tower's"
-        )
-    module._parameters[leaf] = nn.Parameter(value.to(device=device, dtype=dtype or value.dtype))
-
-
-def _finish(net: Any, device: torch.device, folder: Path) -> None:
-    missing = [name for name, p in net.named_parameters() if p.is_meta]
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; copy it again")
-    net.model.language_model.rotary_emb.to(device)
-    embeddings = tower_of(net).embeddings
-    embeddings.position_ids = embeddings.position_ids.to(device)
-    net.config.dtype = next(net.parameters()).dtype
-    if (folder / "generation_config.json").is_file():
-        net.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
-    net.eval()
 
 
 # ------------------------------------------------------------------------------------------------- saving
@@ -203,7 +161,7 @@ def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
     tensors = dict(net.named_parameters(remove_duplicate=False))
     dtypes = origin.dtypes if origin and not dtype else {}
     split = dict(origin.file_of) if origin and set(origin.file_of) == set(named) else {}
-    plan = _plan({name: tensors[own].nbytes for name, own in named.items()}, split)
+    plan = filling.shared_out({name: tensors[own].nbytes for name, own in named.items()}, split)
     as_it_was = bool(split) and origin is not None and not origin.tainted and not dtype
     with shards.saving(folder) as beside:
         for file, held in plan.items():
@@ -213,7 +171,7 @@ def _save_original(net: Any, folder: Path, dtype: torch.dtype | None) -> None:
         if origin:
             carry(origin, beside, folder, index=as_it_was)
         if not as_it_was:
-            _describe(beside, config, plan, dtype)
+            filling.describe(beside, config, plan, dtype)
         _tower_beside(net, config, beside)
 
 
@@ -236,32 +194,3 @@ def _tower_beside(net: Any, config: Mapping[str, Any], folder: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     tree = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", **own}
     shards.write_text(place, json.dumps(tree, indent=2) + "\n")
-
-
-def _plan(sizes: Mapping[str, int], split: Mapping[str, str]) -> dict[str, list[str]]:
-    """File -> tensors: the source's own split (tensor -> file) where given, else files of at most SHARD_BYTES."""
-    plan: dict[str, list[str]] = {}
-    if split:
-        for name, file in split.items():
-            plan.setdefault(file, []).append(name)
-        return plan
-    groups: list[list[str]] = [[]]
-    room = shards.SHARD_BYTES
-    for name, size in sizes.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = shards.SHARD_BYTES
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {shards.SINGLE: groups[0]}
-    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
-
-
-def _describe(folder: Path, config: dict[str, Any], plan: dict[str, list[str]], dtype: torch.dtype | None) -> None:
-    """A config.json and an index for weights that are not named, split or typed as those they came from."""
-    tree = config | ({"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {})
-    shards.write_text(folder / "config.json", json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
-    if set(plan) != {shards.SINGLE}:
-        index = {"metadata": {}, "weight_map": {name: file for file, held in plan.items() for name in held}}
-        shards.write_text(folder / shards.INDEX, json.dumps(index, indent=2) + "\n")

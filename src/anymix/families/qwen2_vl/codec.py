@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anymix.data import video
 from anymix.data.images import image_size, open_image
+from anymix.families.common.language import end_to_end
 from anymix.families.common.laying import IGNORE, Laid, lay
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Size, Token
@@ -192,30 +193,20 @@ class Qwen2VLCodec:
         placeholders in order. host: cu_seqlens (sequence borders from 0 to L), patch_cu (borders of what the tower
         sees together: a picture, a pair of frames), patches and seeds per row. weight: N.
         """
-        borders = [0]
-        for item in items:
-            borders.append(borders[-1] + len(item.ids))
-        input_ids = torch.cat([item.ids for item in items])
-        following = torch.cat([torch.cat((item.labels[1:], item.labels.new_tensor([IGNORE]))) for item in items])
-        target_positions = (following != IGNORE).nonzero().flatten()
-        tensors = {
-            "input_ids": input_ids,
-            "position_ids": torch.cat([item.places for item in items], dim=1),
-            "target_positions": target_positions,
-            "target_ids": following[target_positions],
-        }
+        tensors, borders = end_to_end(items)
+        tensors["position_ids"] = torch.cat([item.places for item in items], dim=1)
         grids = [grid for item in items for grid in item.grids]
         if grids:
             tensors["pixel_values"] = torch.cat([item.patches for item in items if item.patches is not None])
             tensors["patch_places"] = self.patch_places(grids)
-            tensors["image_positions"] = self.placeholders(input_ids)
+            tensors["image_positions"] = self.placeholders(tensors["input_ids"])
         host = {
             "cu_seqlens": borders,
             "patch_cu": patch_borders(grids),
             "patches": [sum(grid.patches for grid in item.grids) for item in items],
             "seeds": [item.seed for item in items],
         }
-        return Batch(tensors, host, tuple(item.key for item in items), float(len(target_positions)))
+        return Batch(tensors, host, tuple(item.key for item in items), float(len(tensors["target_ids"])))
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """A conversation that ends with a question, as ids up to where the answer begins, and its patches; host:

@@ -11,16 +11,15 @@ Shapes: P patches, L tokens of a row, K placeholders, H hidden size, V vocabular
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from anymix.families.common import attention
+from anymix.families.common import attention, language
+from anymix.families.common.language import ChatCache, LeftPadded
 from anymix.families.common.origin import origin_of
 from anymix.families.common.recompute import recompute_blocks
 from anymix.families.common.shards import read_json
@@ -30,30 +29,10 @@ from anymix.families.qwen2_vl.codec import Qwen2VLCodec, patch_borders
 from anymix.families.qwen2_vl.patches import Grid, normalise
 from anymix.families.qwen2_vl.positions import following
 from anymix.families.qwen2_vl.settings import write_bounds
-from anymix.objectives import next_token
 from anymix.samples import Conversation
 
 _LANGUAGE = "model.language_model.layers.*."
 _VISION = "model.visual.blocks.*."
-
-
-@dataclass
-class ChatCache:
-    """Keys and values of B rows, left-padded to one width."""
-
-    past: DynamicCache
-    mask: Tensor | None  # (B, width) 1 where a token stands; None while no row is padded
-    lengths: list[int]  # true tokens per row
-    deltas: list[int]  # M-RoPE: where the next token stands less how many stand before it, per row
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop every row but these."""
-        past: Any = self.past
-        index = torch.tensor(list(rows), device=past.layers[0].keys.device)
-        self.past.batch_select_indices(index)
-        self.mask = None if self.mask is None else self.mask[index]
-        self.lengths = [self.lengths[row] for row in rows]
-        self.deltas = [self.deltas[row] for row in rows]
 
 
 class Qwen2VL:
@@ -115,16 +94,7 @@ class Qwen2VL:
     def loss(self, batch: Batch) -> Tensor:
         """Summed next-token loss of a row of concatenated sequences, fp32, shape ()."""
         embeds = self._embed(batch["input_ids"], batch.tensors, batch.host["patch_cu"])
-        hidden = self.net.model.language_model(
-            inputs_embeds=embeds[None],  # (1, L, H)
-            attention_mask=attention.already_isolated(embeds.device),
-            position_ids=batch["position_ids"][:, None],  # (3, 1, L), from 0 in every sequence
-            use_cache=False,
-            anymix_cu=batch.host["cu_seqlens"],
-        ).last_hidden_state[0]
-        supervised = hidden.index_select(0, batch["target_positions"])  # (N, H)
-        head = self.net.lm_head
-        return next_token.loss(supervised, head, batch["target_ids"], head.out_features)
+        return language.loss(self.net, embeds, batch["position_ids"][:, None], batch)
 
     def _embed(self, ids: Tensor, seen: Mapping[str, Tensor], borders: Sequence[int]) -> Tensor:
         """(L,) ids, and of pictures and videos pixel_values (P, D), patch_places (2, P), image_positions (K,) with
@@ -171,21 +141,16 @@ class Qwen2VL:
     def prefill(self, *prompts: Prompt) -> tuple[Tensor, ChatCache]:
         """Read B prompts -> (B, V) fp32 logits after the last token of each, and the cache."""
         device = self.net.get_input_embeddings().weight.device
-        lengths = [len(p.ids) for p in prompts]
-        width = max(lengths)
-        ids = torch.full((len(prompts), width), self.codec.pad_id, dtype=torch.int64)
-        mask = torch.zeros(len(prompts), width, dtype=torch.int64)
-        places = torch.zeros(3, len(prompts), width, dtype=torch.int64)
+        rows = LeftPadded.of(prompts, self.codec.pad_id)
+        places = torch.zeros(3, *rows.ids.shape, dtype=torch.int64)
         for row, p in enumerate(prompts):
-            ids[row, width - lengths[row] :] = p.ids
-            mask[row, width - lengths[row] :] = 1
-            places[:, row, width - lengths[row] :] = p.host["places"]
-        seen, borders = self._seen(prompts, ids.flatten())
-        embeds = self._embed(ids.flatten().to(device), {name: t.to(device) for name, t in seen.items()}, borders)
-        padded = None if min(lengths) == width else mask.to(device)
-        deltas = [following(p.host["places"]) - len(p.ids) for p in prompts]
-        cache = ChatCache(DynamicCache(config=self.net.config.text_config), padded, lengths, deltas)
-        return self._advance(embeds.unflatten(0, ids.shape), places.to(device), cache), cache
+            places[:, row, -len(p.ids) :] = p.host["places"]
+        ids = rows.ids.flatten()
+        seen, borders = self._seen(prompts, ids)
+        embeds = self._embed(ids.to(device), {name: t.to(device) for name, t in seen.items()}, borders)
+        cache = rows.cache(self.net, device)
+        cache.deltas = [following(p.host["places"]) - len(p.ids) for p in prompts]
+        return language.advance(self.net, embeds.unflatten(0, rows.ids.shape), places.to(device), cache), cache
 
     def _seen(self, prompts: Sequence[Prompt], ids: Tensor) -> tuple[dict[str, Tensor], list[int]]:
         """What `_embed` asks of the pictures and videos of prompts whose ids stand end to end."""
@@ -203,24 +168,7 @@ class Qwen2VL:
     def step(self, tokens: Tensor, cache: ChatCache) -> Tensor:
         """tokens (B,) -> (B, V) fp32 logits for the next position."""
         embeds = self.net.get_input_embeddings()(tokens[:, None])
-        here = [length + delta for length, delta in zip(cache.lengths, cache.deltas, strict=True)]
-        places = torch.tensor(here, device=tokens.device)[None, :, None].expand(3, -1, 1)
-        if cache.mask is not None:
-            cache.mask = torch.cat((cache.mask, cache.mask.new_ones(len(tokens), 1)), dim=1)
-        cache.lengths = [length + 1 for length in cache.lengths]
-        return self._advance(embeds, places, cache)
-
-    def _advance(self, embeds: Tensor, places: Tensor, cache: ChatCache) -> Tensor:
-        """New tokens of every row, already counted in `cache.lengths` -> logits after the last of them."""
-        hidden = self.net.model.language_model(
-            inputs_embeds=embeds,  # (B, l, H)
-            attention_mask=cache.mask,
-            position_ids=places,  # (3, B, l)
-            past_key_values=cache.past,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits: Tensor = self.net.lm_head(hidden).float()
-        return logits
+        return language.advance(self.net, embeds, cache.grow(tokens.device).expand(3, -1, -1), cache)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, template tokens left out."""

@@ -9,17 +9,16 @@ and every file beside the weights stay those of the source.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from anymix.families.common import shards
+from anymix.families.common import filling, shards
 from anymix.families.common.origin import Origin, carry, origin_of, read_beside, remember
 from anymix.families.common.shards import Shards, read_json
 
@@ -65,12 +64,15 @@ def load(
         layout = "original" if any(name != own for name, own in names.items()) else "native"
         _refuse_split_head(config, source, names, folder)
         for name, own in names.items():
-            _set(net, own, source.get(name), device, dtype, folder)
+            filling.put(net, own, source.get(name), device, dtype, folder)
         origin = Origin(
             folder, layout, tree, source.file_of, {own: source.dtype(name) for name, own in names.items()},
             beside=read_beside(folder),
         )  # fmt: skip
-    _finish(net, config, device, folder)
+    if config.tie_word_embeddings:
+        net.lm_head.weight = net.get_input_embeddings().weight
+    filling.refuse_empty(net, folder)
+    net.to(device)  # the rotary tables; weights are there
     remember(net, origin)
     return net
 
@@ -110,38 +112,6 @@ def _refuse_split_head(config: Any, source: Shards, names: Mapping[str, str], fo
             )
 
 
-def _set(
-    net: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, folder: Path
-) -> None:
-    owner, _, leaf = name.rpartition(".")
-    try:
-        module = net.get_submodule(owner)
-        old = module._parameters[leaf]
-    except (AttributeError, KeyError):
-        old = None
-    if old is None:
-        raise ValueError(f"{folder}: its config.json has no place for tensor {name}; the folder mixes two models")
-    if old.shape != value.shape:
-        raise ValueError(
-            f"{folder}: {name} has shape {tuple(value.shape)}, its config.json expects {tuple(old.shape)}; "
-            "the folder mixes two models"
-        )
-    module._parameters[leaf] = nn.Parameter(value.to(device=device, dtype=dtype or value.dtype))
-
-
-def _finish(net: Any, config: Any, device: torch.device, folder: Path) -> None:
-    if config.tie_word_embeddings:
-        net.lm_head.weight = net.get_input_embeddings().weight
-    missing = [name for name, p in net.named_parameters() if p.is_meta]
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}; copy it again")
-    net.to(device)  # the rotary tables; weights are there
-    net.config.dtype = next(net.parameters()).dtype
-    if (folder / "generation_config.json").is_file():
-        net.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
-    net.eval()
-
-
 # ------------------------------------------------------------------------------------------------- saving
 
 
@@ -160,7 +130,7 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
     named = {original_name(own) if layout == "original" else own: own for own in state if own in held}
     split = {native_name(name): file for name, file in origin.file_of.items()} if origin else {}
     kept = {name: split[own] for name, own in named.items() if own in split}
-    plan = _plan({name: state[own].nbytes for name, own in named.items()}, kept)
+    plan = filling.shared_out({name: state[own].nbytes for name, own in named.items()}, kept)
     dtypes = dict.fromkeys(state, dtype) if dtype or not origin else origin.dtypes
     as_it_was = origin is not None and origin.layout == layout and dtype is None
     with shards.saving(folder) as beside:
@@ -172,40 +142,8 @@ def save(net: nn.Module, folder: str | Path, layout: str = "original", dtype: to
         if origin:
             carry(origin, beside, folder, index=as_it_was)
         if not as_it_was:
-            _describe(beside, origin.config if origin else whole.config.to_dict(), plan, dtype)
+            filling.describe(beside, origin.config if origin else whole.config.to_dict(), plan, dtype)
 
 
 def _tied(net: Any) -> set[str]:
     return {HEAD} if net.lm_head.weight is net.get_input_embeddings().weight else set()
-
-
-def _plan(sizes: Mapping[str, int], split: Mapping[str, str]) -> dict[str, list[str]]:
-    """File -> tensors: the source's own split (tensor -> file) where given, else files of at most SHARD_BYTES."""
-    plan: dict[str, list[str]] = {}
-    if split:
-        for name, file in split.items():
-            plan.setdefault(file, []).append(name)
-        return plan
-    groups: list[list[str]] = [[]]
-    room = shards.SHARD_BYTES
-    for name, size in sizes.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = shards.SHARD_BYTES
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {shards.SINGLE: groups[0]}
-    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups)}
-
-
-def _describe(
-    folder: Path, config: Mapping[str, Any], plan: Mapping[str, Iterable[str]], dtype: torch.dtype | None
-) -> None:
-    """A config.json and an index for weights that are not named or typed as those they came from."""
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    tree = {**config, **({key: str(dtype).removeprefix("torch.")} if dtype else {})}
-    shards.write_text(folder / "config.json", json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
-    if set(plan) != {shards.SINGLE}:
-        index = {"metadata": {}, "weight_map": {name: file for file, names in plan.items() for name in names}}
-        shards.write_text(folder / shards.INDEX, json.dumps(index, indent=2) + "\n")
