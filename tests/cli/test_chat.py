@@ -7,12 +7,14 @@ import signal
 import subprocess
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from anymix.data.images import open_image
 from anymix.engines import open_chat
 from anymix.engines.chat import Chat, ask
 from anymix.engines.sampling import Sampling
-from anymix.samples import Conversation
+from anymix.samples import Conversation, ImageRef
 from tiny import tiny_internvl2
 
 
@@ -43,6 +45,21 @@ def test_json_is_one_object_with_counts(anymix, model, engine, picture):
     assert (answer["finish"], answer["tokens"]) == ("length", 5)
     assert answer["prompt_tokens"] == len(engine.prompt(row).ids)
     assert 0 < answer["first_seconds"] <= answer["seconds"]
+
+
+def test_a_pdf_is_its_pages_in_order(anymix, model, engine, tmp_path):
+    pytest.importorskip("pypdfium2")
+    sheets = [Image.new("RGB", (90 + 40 * n, 60), (200, 90 * n, 0)) for n in range(3)]
+    sheets[0].save(tmp_path / "a.pdf", save_all=True, append_images=sheets[1:], resolution=150)
+    drawn = []
+    for n in range(1, 4):
+        drawn.append(tmp_path / f"{n}.png")
+        open_image(ImageRef(str(tmp_path / f"a.pdf#{n}")), "k").save(drawn[-1])
+    words = ("chat", model, "Read.", "--device", "cpu", "--max-new-tokens", 6, "--json", "-i")
+    assert json.loads(anymix(*words, tmp_path / "a.pdf").stdout)["text"] == _said(engine, "Read.", drawn, 6)
+    assert json.loads(anymix(*words, f"{tmp_path / 'a.pdf'}#2").stdout)["text"] == _said(engine, "Read.", drawn[1:2], 6)
+    for wrong, found in (("a.pdf#4", "the file has 3 pages, 1 to 3"), ("no.pdf", "there is no picture")):
+        assert found in str(anymix(*words, tmp_path / wrong).exception)
 
 
 def test_options_reach_the_answer(anymix, model, picture):

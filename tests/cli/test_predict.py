@@ -12,6 +12,9 @@ import time
 import pytest
 from PIL import Image
 
+from families.tiny_qwen import tiny_qwen2vl
+from tiny_llava import tiny_llava
+
 QUESTION = "Read the total."
 
 
@@ -142,3 +145,23 @@ def test_killed_and_run_again_the_file_is_that_of_one_run(command, anymix, model
     assert anymix(*_words(model, data, whole, *more)).exit_code == 0
     assert out.read_bytes() == whole.read_bytes()
     assert len(_lines(out)) == 40
+
+
+@pytest.mark.parametrize("make", [tiny_llava, tiny_qwen2vl])
+def test_a_table_with_two_pictures_a_row_comes_back_as_a_table(anymix, make, tmp_path):
+    make(tmp_path / "model")
+    for n in range(3):
+        Image.new("RGB", (60 + 30 * n, 60), (60 * n, 30, 30)).save(tmp_path / f"{n}.png")
+    table, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    table.write_text("front,back,both\n0.png,1.png,0.png; 1.png\n2.png,,2.png\n,,9.png\n")
+    run = anymix(*_words(tmp_path / "model", table, out, "-q", "Same?", "--image-column", "front,back"))
+    assert run.exit_code == 1 and "2 of 3 rows answered" in run.stdout, run.exception
+    one, two, three = csv.DictReader(out.read_text(encoding="utf-8-sig").splitlines())
+    assert [line["key"] for line in (one, two, three)] == [f"{table}:line {n}" for n in (2, 3, 4)]
+    assert one["image"] == f"{tmp_path / '0.png'}; {tmp_path / '1.png'}" and two["image"] == str(tmp_path / "2.png")
+    assert one["answer"] and two["answer"] and "the row names no picture in front, back" in three["problem"]
+    cells = tmp_path / "cells.csv"
+    anymix(*_words(tmp_path / "model", table, cells, "-q", "Same?", "--image-column", "both"))
+    again = list(csv.DictReader(cells.read_text(encoding="utf-8-sig").splitlines()))
+    assert [line["answer"] for line in again[:2]] == [one["answer"], two["answer"]]
+    assert "9.png does not exist" in again[2]["problem"]

@@ -130,7 +130,7 @@ def test_faults_of_the_table_are_named_by_line(tmp_path):
         ({"image_column": None}, "set image_column"),
         ({"question": "<image><image>"}, "at most once"),
         ({"question": "<image>\n"}, "should be words"),
-        ({"to": "csv"}, "no format 'csv'; use one of internvl, llava, openai"),
+        ({"to": "xml"}, "no format 'xml'; use one of internvl, llava, llamafactory"),
         ({"encoding": "ascii8"}, "not ascii8"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from anymix.engines.rows import Pictures, keys_of, last_question, open_rows
 from anymix.samples import Conversation, ImageRef, SampleError, Turn
@@ -55,6 +56,53 @@ def test_a_table_of_pictures_with_one_question(tmp_path):
     assert len(open_rows(path, "Read it.", image_column="scan", limit=1)[0]) == 1
     with pytest.raises(ValueError, match="has no column image with .* its columns are id, scan, total"):
         open_rows(path, "Read it.")
+
+
+def test_a_table_may_name_several_pictures_in_columns_or_in_one_cell(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('front,back,image\na.png,b.png,a.png; b.png\nc.png,,"[""d;1.png"", ""e.png""]"\n,,\n,,f.png\n')
+    a, b, c, d, e = (ImageRef(str(tmp_path / f"{name}.png")) for name in ("a", "b", "c", "d;1", "e"))
+    labelled = ("Image-1: ", a, "\nImage-2: ", b, "\nSame?")
+    columns, _ = open_rows(path, "Same?", image_column="front, back")
+    assert columns[0].turns[0].parts == labelled
+    assert columns[1].turns[0].parts == (c, "\nSame?")  # an empty cell is no picture
+    with pytest.raises(SampleError, match=r"line 5: the row names no picture in front, back; write one, or delete it"):
+        columns[2]
+    cells, _ = open_rows(path, "Same?")
+    assert cells[0].turns[0].parts == labelled and cells[1].images == (d, e)
+    marked, _ = open_rows(path, "Is <image> as <image>?")
+    assert marked[0].turns[0].parts == ("Is ", a, " as ", b, "?")
+    with pytest.raises(SampleError, match=r"line 5: the question has 2 <image> for 1 pictures; write one for each"):
+        marked[2]
+    with pytest.raises(ValueError, match="has no column rear with .* its columns are front, back, image"):
+        open_rows(path, "Same?", image_column="front,rear")
+
+
+def test_training_tables_name_several_pictures_too(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("front,back,question,answer\na.png,b.png,<image> or <image>?,x\na.png,b.png,Which?,x\n")
+    rows, _ = open_rows(path, image_column="front,back")
+    assert [ref.path for ref in rows[0].images] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    with pytest.raises(SampleError, match=r"line 3: .* 0 <image> marks for 2 pictures; write one <image> for each"):
+        rows[1]
+
+
+def test_pdf_files_are_asked_about_page_by_page(tmp_path):
+    pytest.importorskip("pypdfium2")
+    sheets = [Image.new("RGB", (40, 30), (n, 0, 0)) for n in range(2)]
+    sheets[0].save(tmp_path / "a.pdf", save_all=True, append_images=sheets[1:])
+    sheets[0].save(tmp_path / "b.png")
+    pages = tuple(ImageRef(str(tmp_path / f"a.pdf#{n}")) for n in (1, 2))
+    rows, notes = open_rows(tmp_path, "Read.")
+    assert rows[0].turns[0].parts == ("Image-1: ", pages[0], "\nImage-2: ", pages[1], "\nRead.") and not notes
+    assert keys_of(rows) == [str(tmp_path / "a.pdf"), str(tmp_path / "b.png")]
+    assert open_rows(tmp_path / "a.pdf", "Read.")[0][0] == rows[0]
+    assert open_rows(f"{tmp_path / 'a.pdf'}#2", "Read.")[0][0].images == (pages[1],)
+    (tmp_path / "t.csv").write_text("image\na.pdf\nno.pdf\n")
+    table, _ = open_rows(tmp_path / "t.csv", "In <image>: total?")
+    assert table[0].turns[0].parts == ("In ", pages[0], "\n", pages[1], ": total?")
+    with pytest.raises(SampleError, match=r"t.csv:line 3: picture .*no.pdf does not exist"):
+        table[1]
 
 
 def test_a_table_with_questions_of_its_own(tmp_path):

@@ -25,7 +25,10 @@ HELP = (
 
 
 Question = Annotated[str | None, typer.Argument(help="What to ask; without it, a conversation.")]
-Image = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; may be given again.")]
+Image = Annotated[
+    list[str] | None,
+    typer.Option("--image", "-i", help="A picture, or a PDF: its pages in order, scan.pdf#2 for one; again for more."),
+]
 Video = Annotated[
     list[str] | None, typer.Option("--video", "-v", help="A video, or a folder of its frames; may be given again.")
 ]
@@ -177,8 +180,13 @@ def _pictures(words: str) -> list[str]:
 
 
 def _refuse_missing(path: str) -> None:
-    if not os.path.isfile(path):
+    """Raises ValueError for a picture that is not there, or a PDF whose pages cannot be counted."""
+    from anymix.data import pages
+    from anymix.samples import ImageRef
+
+    if not os.path.isfile(pages.file_of(path)):
         raise ValueError(f"there is no picture {path or '(write its path)'}; check the path")
+    pages.refs_of(ImageRef(path), "--image")
 
 
 @contextmanager

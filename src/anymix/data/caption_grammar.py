@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anymix.data.grammar import picture_of
+from anymix.data.named import picture_of
+from anymix.data.pages import is_pdf
 from anymix.samples import Caption, ImageRef, SampleError
 
 IMAGES = ("image", "file_name", "image_file_name", "image_path", "path", "img", "jpg", "png", "webp")
@@ -60,6 +61,9 @@ def parse(record: Any, key: str, how: Reading) -> Caption:
         found = f"the row names no picture in {how.image_column}"
         raise SampleError(key, found, "write a picture file's path there, or delete the row")
     image = picture_of(value, key, how.root)
+    if is_pdf(image):
+        found = f"picture {image.path} is a PDF, and a model that draws learns from pictures"
+        raise SampleError(key, found, "save its pages as PNG, for example with `pdftoppm -r 150 -png`")
     told = [_told(text, key, how) for text in _own(record, key, how)]
     kept = {keep for _, keep in told}
     if len(kept) > 1:

@@ -22,7 +22,11 @@ from typing import Any, Protocol, overload
 
 from anymix.data.check import Verdict, check, check_row
 from anymix.data.grammar import Reading, opens_with_answer, parse
+from anymix.data.llamafactory import Renamed, entry_of, is_info
+from anymix.data.named import columns_of
+from anymix.data.pages import file_of, unfolded
 from anymix.data.places import Places
+from anymix.data.sheets import FILES, SheetRows
 from anymix.data.tables import open_arrow, read_table, refuse_unreadable
 from anymix.samples import Conversation, ImageRef, SampleError
 
@@ -144,6 +148,10 @@ class Rows(Sequence[Conversation]):
     def __getitem__(self, index: int | slice, /) -> Conversation | Rows:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
+        return unfolded(self.said(index))
+
+    def said(self, index: int) -> Conversation:
+        """The row as it is written: a PDF it names is still one picture, not its pages."""
         block, n = self._find(index)
         return parse(block.source.record(n), block.source.key(n), block.reading)
 
@@ -204,7 +212,17 @@ def _open(path: str, root: str | None, split: str, reading: Reading) -> list[Ope
 
 
 def _open_file(path: str, root: str | None, split: str, reading: Reading) -> Opened | dict[str, Any]:
-    """The rows of a file, or the tree of a meta file."""
+    """The rows of a file, or the tree of a meta file. A dataset_info.json of LLaMA-Factory beside it is heeded."""
+    entry = entry_of(path) if os.path.isfile(path) else None
+    opened = _open_stored(path, root, split, reading, entry is not None)
+    if entry is None or isinstance(opened, dict):
+        return opened
+    block, notes = opened
+    said = f"{path} is read as {entry.name} says: {entry.formatting}"
+    return replace(block, source=Renamed(block.source, entry)), [*notes, said]
+
+
+def _open_stored(path: str, root: str | None, split: str, reading: Reading, named: bool) -> Opened | dict[str, Any]:
     suffix = Path(path).suffix.lower()
     if os.path.isdir(path) or suffix == ".parquet" or is_hub_id(path):
         folder = path if os.path.isdir(path) else os.path.dirname(path) if os.path.isfile(path) else ""
@@ -213,7 +231,7 @@ def _open_file(path: str, root: str | None, split: str, reading: Reading) -> Ope
     refuse_unreadable(path)
     folder = os.path.dirname(path)
     if suffix in _TABLES:
-        return _open_csv(path, _under(reading, root, folder))
+        return _open_csv(path, _under(reading, root, folder), named)
     if suffix not in _TEXT:
         raise ValueError(
             f"{path} is no format anymix trains on (.jsonl, .json, .csv, .tsv, .parquet, a folder, hub id); "
@@ -222,6 +240,8 @@ def _open_file(path: str, root: str | None, split: str, reading: Reading) -> Ope
     tree = whole_json(path)
     if tree is None:
         return _whole(JsonLines(path), _under(reading, root, folder))
+    if isinstance(tree, dict) and is_info(tree):
+        raise ValueError(f"{path} lists data sets of LLaMA-Factory; name one's file, and what is said of it here holds")
     if isinstance(tree, dict):
         return tree
     places = [f"row {n + 1}" for n in range(len(tree))]
@@ -284,16 +304,18 @@ def _is_row(line: bytes, more: bool) -> bool:
     return isinstance(value, dict) and (more or any(key in value for key in ("conversations", "messages")))
 
 
-def _open_csv(path: str, reading: Reading) -> Opened:
+def _open_csv(path: str, reading: Reading, named: bool) -> Opened:
+    """`named`: a dataset_info.json says which of its columns are the words."""
     table = read_table(path)
-    needed = ["question", *(["answer"] if reading.need_answers else [])]
+    whole = named or any(name in table.columns for name in ("conversations", "messages", "instruction"))
+    needed = [] if whole else ["question", *(["answer"] if reading.need_answers else [])]
+    pictures = columns_of(reading.image_column, table.columns) if reading.image_column else []
     try:
-        for name in [*needed, *([reading.image_column] if reading.image_column else [])]:
+        for name in [*needed, *pictures]:
             table.column(name)
     except ValueError as error:
         raise ValueError(f"{error} (for other columns: `anymix data convert {path} --answer-columns ...`)") from None
-    records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    return _whole(Listed(path, records, table.places), reading, table.notes)
+    return _whole(SheetRows(table, (*FILES, *pictures)), reading, table.notes)
 
 
 # InternVL meta
@@ -356,7 +378,7 @@ def _repeated(where: str, block: Block, entry: Mapping[str, Any]) -> tuple[Block
 
 def missing_images(conversation: Conversation) -> list[ImageRef]:
     """The pictures of a conversation that are not there. Quick: opens none of them."""
-    return [ref for ref in conversation.images if ref.data is None and not os.path.isfile(ref.path)]
+    return [ref for ref in conversation.images if ref.data is None and not os.path.isfile(file_of(ref.path))]
 
 
 __all__ = [

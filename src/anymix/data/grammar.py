@@ -9,28 +9,29 @@ the row itself:
 * OpenAI: `messages: [{role, content}]`, content text or parts, with `images` beside it where marks are used
 * videos in all of these: `video: path | [paths]` or `videos` with `<video>` marks, or parts of type video, whose
   `video` is a file, a folder of frames or a list of frames (as Qwen and LLaMA-Factory write them)
+* LLaMA-Factory's alpaca: `instruction`, `input`, `output` and `history: [[question, answer], ...]`
 * tables: `question`, `answer`, `image`
+
+A `system` column is the system turn of a row that has none among its turns. Turns may stand in a table's cell as JSON.
 
 Rules of the original InternVL2 code that are kept (internvl_chat/internvl/train/internvl_chat_finetune.py and
 dataset.py at 2410d1db): a single picture nobody points at stands at the beginning of the first question, a
 row may open with one gpt turn, and without pictures a literal `<image>` is text. Where the original would train
 on something else than the row says (marks that do not match the pictures, turns out of order), the row is
-refused. Text is kept verbatim: stripping and roles belong to the codec.
+refused. LLaVA-NeXT's rows write `<image>` for their one video too (llava/train/train.py of LLaVA-VL/LLaVA-NeXT).
+Text is kept verbatim: stripping and roles belong to the codec.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
-import os
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from anymix.data.named import absent, columns_of, images_of, picture_in, type_of, video_in, videos_of
 from anymix.samples import Conversation, ImageRef, Part, Role, SampleError, Turn, VideoRef
 
 MARK, FILM = "<image>", "<video>"
@@ -79,13 +80,35 @@ class _Said:
 def parse(record: Any, key: str, how: Reading) -> Conversation:
     """The Conversation of one row. Opens no picture. Raises SampleError(key)."""
     if not isinstance(record, Mapping):
-        raise SampleError(key, f"the row is {_type(record)}, not an object", "write {conversations: [...]}")
+        raise SampleError(key, f"the row is {type_of(record)}, not an object", "write {conversations: [...]}")
+    _refuse_tools(record, key)
     said = _turns(record, key, how)
-    _place(said, _images(record, key, how), key, Gap.IMAGE)
-    _place(said, _videos(record, key, how), key, Gap.VIDEO)
+    pictures = images_of(record, key, how.root, how.image_column)
+    films = videos_of(record, key, how.root)
+    if films and not pictures:
+        _mark_films(said, len(films))
+    _place(said, pictures, key, Gap.IMAGE)
+    _place(said, films, key, Gap.VIDEO)
     _check_order(said, key, how.need_answers, opens_with_answer(record))
     turns = tuple(Turn(turn.role, _merged(turn.pieces)) for turn in said)
     return Conversation(turns, key, how.max_tiles, how.degrade)
+
+
+# The key that tells a form, and those that go with it.
+_FORMS = (
+    ("conversations",),
+    ("messages",),
+    ("question", "answer"),
+    ("instruction", "input", "output", "history"),
+)
+KEYS = frozenset(name for names in _FORMS for name in names)
+
+
+def consumed(record: Mapping[str, Any], how: Reading) -> frozenset[str]:
+    """The keys of a row that `parse` makes its conversation of; all others it passes over."""
+    form = next((keys for keys in _FORMS if record.get(keys[0]) is not None), ())
+    columns = ("image", "images") if how.image_column is None else columns_of(how.image_column, record)
+    return frozenset((*form, *columns, "video", "videos", "system"))
 
 
 def opens_with_answer(record: Mapping[str, Any]) -> bool:
@@ -100,21 +123,67 @@ def opens_with_answer(record: Mapping[str, Any]) -> bool:
 
 
 def _turns(record: Mapping[str, Any], key: str, how: Reading) -> list[_Said]:
+    said = _spoken(record, key, how)
+    if absent(record.get("system")):
+        return said
+    system = _text(record["system"], key)
+    if not said or said[0].role != "system":
+        return [_Said("system", [system]), *said]
+    if said[0].pieces != [system]:
+        raise SampleError(key, "the row has a system turn and another text in system", "keep one of them")
+    return said
+
+
+def _spoken(record: Mapping[str, Any], key: str, how: Reading) -> list[_Said]:
     named = [name for name in ("conversations", "messages") if record.get(name) is not None]
     if len(named) == 2:
         raise SampleError(key, "the row has both conversations and messages", "keep one of them")
     if named:
-        entries = record[named[0]]
-        if not isinstance(entries, list) or not entries:
-            found = f"{named[0]} is {'empty' if entries == [] else _type(entries)}, expected a list of turns"
-            raise SampleError(key, found, "write the turns or delete the row")
-        return [said for entry in entries for said in _entry(entry, key, how)]
+        return [said for entry in entries_of(record, key) for said in _entry(entry, key, how)]
     if record.get("question") is not None:
-        asked = _Said("user", [_text(record["question"], key)])
-        answer = "" if record.get("answer") is None else _text(record["answer"], key)
-        return [asked, _Said("assistant", [answer])] if answer or how.need_answers else [asked]
+        return _pair(record["question"], record.get("answer"), key, how)
+    if record.get("instruction") is not None:
+        return _alpaca(record, key, how)
     found = f"the row has the keys {', '.join(map(str, record)) or 'none'}"
     raise SampleError(key, found, "give it conversations, messages, or question and answer")
+
+
+def entries_of(record: Mapping[str, Any], key: str) -> list[Any]:
+    """The turns of a row as they are written, out of JSON where a table's cell holds them so."""
+    name = "conversations" if record.get("conversations") is not None else "messages"
+    entries = record[name]
+    if isinstance(entries, str) and entries.lstrip().startswith("["):
+        try:
+            entries = json.loads(entries)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise SampleError(key, f"{name} is no JSON ({error})", "write a list of turns") from None
+    if not isinstance(entries, list) or not entries:
+        found = f"{name} is {'empty' if entries == [] else type_of(entries)}, expected a list of turns"
+        raise SampleError(key, found, "write the turns or delete the row")
+    return entries
+
+
+def _pair(question: Any, answer: Any, key: str, how: Reading) -> list[_Said]:
+    asked = _Said("user", [_text(question, key)])
+    said = "" if answer is None else _text(answer, key)
+    return [asked, _Said("assistant", [said])] if said or how.need_answers else [asked]
+
+
+def _alpaca(record: Mapping[str, Any], key: str, how: Reading) -> list[_Said]:
+    """Instruction and input are one question, a line each; what was said before them stands in history."""
+    history = record.get("history") or []
+    if not isinstance(history, list) or any(not isinstance(pair, (list, tuple)) for pair in history):
+        raise SampleError(key, f"history is {type_of(history)}, expected [[question, answer], ...]", "write it so")
+    before = [said for pair in history for said in _entry(pair, key, how)]
+    asked = [_text(part, key) for part in (record["instruction"], record.get("input")) if part not in (None, "")]
+    return [*before, *_pair("\n".join(asked), record.get("output"), key, how)]
+
+
+def _refuse_tools(record: Mapping[str, Any], key: str) -> None:
+    """What no template here shows a model, and leaving it out would teach another thing."""
+    for name in ("tools", "functions", "audio", "audios"):
+        if not absent(record.get(name)) and record[name] not in ("[]", {}):
+            raise SampleError(key, f"the row has {name}, which no model here is shown", "delete the row, or that key")
 
 
 def _entry(entry: Any, key: str, how: Reading) -> list[_Said]:
@@ -126,12 +195,15 @@ def _entry(entry: Any, key: str, how: Reading) -> list[_Said]:
         question, answer = (_text(side, key) for side in entry)
         return [_Said("user", [question]), _Said("assistant", [answer])]
     if not isinstance(entry, Mapping):
-        found = f"a turn is {_type(entry)}, expected {{from, value}} or {{role, content}}"
+        found = f"a turn is {type_of(entry)}, expected {{from, value}} or {{role, content}}"
         raise SampleError(key, found, "write it so")
     sharegpt = entry.get("from") is not None
     role = _role(entry.get("from" if sharegpt else "role"), key)
     if entry.get("weight") == 0 or entry.get("loss") is False:
         raise SampleError(key, "a turn is marked as not trained on, which anymix cannot do", "remove it")
+    called = next((name for name in ("tool_calls", "function_call") if not absent(entry.get(name))), None)
+    if called is not None:
+        raise SampleError(key, f"a turn has {called}, which no model here is shown", "delete the row")
     content = entry.get("value" if sharegpt else "content")
     if isinstance(content, list) and not sharegpt:
         return [_Said(role, [_piece(part, key, how) for part in content])]
@@ -151,24 +223,20 @@ def _piece(part: Any, key: str, how: Reading) -> Piece:
     if isinstance(part, str):
         return _text(part, key)
     if not isinstance(part, Mapping):
-        raise SampleError(key, f"a part of a message is {_type(part)}", "write {type: text, text: ...}")
+        raise SampleError(key, f"a part of a message is {type_of(part)}", "write {type: text, text: ...}")
     kind = part.get("type") or next((n for n in ("text", "image", "image_url", "video") if part.get(n)), None)
     if kind in ("text", "input_text"):
         return _text(part.get("text"), key)
     if kind in ("video", "video_url"):
-        return _film(part, key, how.root)
+        return video_in(part, key, how.root) or Gap.VIDEO
     if kind not in ("image_url", "image", "input_image"):
         raise SampleError(key, f"a part of a message has the type {kind!r}", "use text, image_url and video")
-    places = (part.get(name) for name in ("image_url", "image", "url", "path"))
-    value = next((place for place in places if place is not None), None)
-    if isinstance(value, Mapping) and value.get("url") is not None:
-        value = value["url"]
-    return Gap.IMAGE if value is None else picture_of(value, key, how.root)
+    return picture_in(part, key, how.root) or Gap.IMAGE
 
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise SampleError(key, f"the text of a turn is {_type(value)}, expected text", "write it in quotes")
+        raise SampleError(key, f"the text of a turn is {type_of(value)}, expected text", "write it in quotes")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -195,121 +263,19 @@ def _check_order(said: list[_Said], key: str, need_answers: bool, answer_first: 
         raise SampleError(key, "the last question has no answer", "write the answer or delete the question")
 
 
-# Pictures
+# Where they stand
 
 
-def _images(record: Mapping[str, Any], key: str, how: Reading) -> list[ImageRef]:
-    """The pictures named beside the turns, in order."""
-    column = how.image_column
-    if column and column not in record:
-        near = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0)
-        remedy = f"did you mean {near[0]}?" if near else "set data.image_column"
-        raise SampleError(key, f"the row has no column {column}", remedy)
-    named = [name for name in ((column,) if column else ("image", "images")) if not _absent(record.get(name))]
-    if len(named) == 2:
-        raise SampleError(key, "the row has both image and images", "keep one of them")
-    if named:
-        value = record[named[0]]
-        return [picture_of(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
-    passed_over = next((name for name, value in record.items() if not column and _is_encoded(value)), None)
-    if passed_over is not None:
-        raise SampleError(key, f"the row keeps a picture in {passed_over}", f"set data.image_column={passed_over}")
-    return []
-
-
-def _is_encoded(value: Any) -> bool:
-    """A picture as parquet holds it: bytes, or `datasets`' {bytes, path}."""
-    if isinstance(value, list):
-        return any(map(_is_encoded, value))
-    return isinstance(value, bytes) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes))
-
-
-def _absent(value: Any) -> bool:
-    return value is None or value in ("", [], {"bytes": None, "path": None})
-
-
-# What qwen-vl-utils would do to a video, said in its row.
-_CUTS = ("video_start", "video_end", "nframes", "min_frames", "max_frames", "min_pixels", "max_pixels",
-         "total_pixels", "resized_height", "resized_width", "sample_fps")  # fmt: skip
-
-
-def _film(part: Mapping[str, Any], key: str, root: str) -> VideoRef | Gap:
-    """A part of type video, with the frames a second of a list or folder of frames as `fps`."""
-    said = [name for name in _CUTS if part.get(name) is not None]
-    if said:
-        remedy = "take it out; model.fps, model.max_frames and model.max_pixels hold for all rows"
-        raise SampleError(key, f"a video comes with its own {said[0]}", remedy)
-    value = next((part[name] for name in ("video", "video_url", "url", "path") if part.get(name) is not None), None)
-    if isinstance(value, Mapping) and value.get("url") is not None:
-        value = value["url"]
-    return Gap.VIDEO if value is None else video_of(value, key, root, part.get("fps"))
-
-
-def _videos(record: Mapping[str, Any], key: str, how: Reading) -> list[VideoRef]:
-    """The videos named beside the turns, in order."""
-    named = [name for name in ("video", "videos") if not _absent(record.get(name))]
-    if len(named) == 2:
-        raise SampleError(key, "the row has both video and videos", "keep one of them")
-    if record.get("clip") is not None:
-        raise SampleError(key, "the row has a clip of its video", "cut the video, or list the clip's frames")
-    if not named:
-        return []
-    value = record[named[0]]
-    return [video_of(one, key, how.root) for one in (value if isinstance(value, list) else [value])]
-
-
-def video_of(value: Any, key: str, root: str, fps: Any = None) -> VideoRef:
-    """A file, a folder of frames, or a list of frames."""
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps <= 0):
-        raise SampleError(key, f"a video has fps {fps!r}", "write its frames a second as a number above 0")
-    rate = None if fps is None else float(fps)
-    if isinstance(value, list):
-        frames = tuple(picture_of(one, key, root) for one in value)
-        if not frames:
-            raise SampleError(key, "a video is an empty list", "list its frames in order")
-        return VideoRef(f"{frames[0].path} and {len(frames) - 1} more frames", frames, rate)
-    if not isinstance(value, str):
-        raise SampleError(key, f"a video is {_type(value)}, expected a path", "write a file's, a folder's or frames'")
-    if value.startswith("data:"):
-        raise SampleError(key, "a video is a data: URL", "write it to a file and name that")
-    return VideoRef(_located(value, key, root).path, fps=rate)
-
-
-def picture_of(value: Any, key: str, root: str) -> ImageRef:
-    """A path, data: or file: URL, encoded bytes, or {bytes, path} as `datasets` stores pictures."""
-    if isinstance(value, str):
-        return _located(value, key, root)
-    if isinstance(value, bytes):
-        return ImageRef(f"<{len(value)} bytes>", value)
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return ImageRef(value.get("path") or f"<{len(value['bytes'])} bytes>", value["bytes"])
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return _located(value["path"], key, root)
-    raise SampleError(key, f"a picture is {_type(value)}, expected a path", "write a picture file's path")
-
-
-def _located(text: str, key: str, root: str) -> ImageRef:
-    if text.startswith("data:"):
-        return _inline(text, key)
-    if text.startswith("file://"):
-        return ImageRef(unquote(urlsplit(text).path))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise SampleError(key, f"the picture {text[:80]} is no local file", "download it and write its path")
-    if not text.strip():
-        raise SampleError(key, "a picture has an empty path", "write a picture file's path")
-    return ImageRef(os.path.join(root, text))
-
-
-def _inline(url: str, key: str) -> ImageRef:
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        found = f"the picture {url[:40]} is no base64 data: URL"
-        raise SampleError(key, found, "write data:image/png;base64,...")
-    try:
-        return ImageRef(f"{head},...", base64.b64decode("".join(body.split()), validate=True))
-    except (binascii.Error, ValueError) as error:
-        found = f"the picture {url[:40]}... is damaged base64 ({error})"
-        raise SampleError(key, found, "encode it again") from None
+def _mark_films(said: list[_Said], films: int) -> None:
+    """`<image>` stands for a video where nothing else can be meant: no picture, no `<video>`, and as many of them."""
+    asked = [turn for turn in said if turn.role == "user"]
+    words = [piece for turn in asked for piece in turn.pieces if isinstance(piece, str)]
+    others = any(not isinstance(piece, str) for turn in asked for piece in turn.pieces)
+    if others or any(FILM in text for text in words) or sum(text.count(MARK) for text in words) != films:
+        return
+    for turn in asked:
+        pieces = [p for piece in turn.pieces for p in _split(piece, Gap.IMAGE)]
+        turn.pieces = [Gap.VIDEO if piece is Gap.IMAGE else piece for piece in pieces]
 
 
 def _place(said: list[_Said], beside: Sequence[ImageRef | VideoRef], key: str, gap: Gap) -> None:
@@ -359,8 +325,3 @@ def _merged(pieces: Sequence[Piece]) -> tuple[Part, ...]:
         elif piece:
             merged.append(piece)
     return tuple(merged)
-
-
-def _type(value: Any) -> str:
-    names = {type(None): "null", str: "text", bool: "true or false", dict: "an object", list: "a list"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -2,7 +2,7 @@
 
 In goes an `ImageRef` (a path, or encoded bytes) and the key of its row; out comes a `PIL.Image` in mode RGB,
 or a SampleError that names the row, the picture and what to do about it. A picture is read whole or not at
-all: nothing is clipped to black, left sideways or half grey without a word.
+all: nothing is clipped to black, left sideways or half grey without a word. A page of a PDF is one too (`pages`).
 
 For opaque pictures the pixels are those of `Image.convert("RGB")`, which is all the original InternVL2 code
 does (internvl_chat/internvl/train/internvl_chat_finetune.py). It differs on purpose in three cases: EXIF
@@ -23,6 +23,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from anymix.data import pages
 from anymix.samples import ImageRef, SampleError
 
 TAIL = 4096  # bytes at the end of a file in which its last mark is looked for
@@ -66,6 +67,8 @@ def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS, page: i
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so damaged pictures would load half grey in silence; "
             "set it to False"
         )
+    if pages.is_pdf(ref):
+        return pages.draw(ref, key, max_pixels)
     with _opened(ref, key, max_pixels) as image:
         turn = _UPRIGHT.get(_orientation(image))
         image.load()
@@ -76,6 +79,8 @@ def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS, page: i
 def image_size(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels as `open_image` would return it, without decoding. Raises the same
     SampleErrors, but for damage that shows only in the pixels."""
+    if pages.is_pdf(ref):
+        return pages.size(ref, key, max_pixels)
     with _opened(ref, key, max_pixels) as image:
         width, height, orientation = *image.size, _orientation(image)
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow 11 turns its size already, 10 does not
@@ -88,6 +93,8 @@ def refuse_cut_off(ref: ImageRef, key: str) -> None:
 
     Only a picture that looks so is decoded, to be sure (some cameras append a film). Raises SampleError. Damage in
     the middle shows when the picture is read for training."""
+    if pages.is_pdf(ref):
+        return  # its table of contents is at its end, and has been read
     with _stream(ref, key) as stream:
         head = stream.read(12)
         stream.seek(0, os.SEEK_END)
@@ -247,7 +254,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (4, b"ftypmsf1", "is HEIF, which Pillow cannot read by itself", "save it as JPEG or PNG"),
     (4, b"ftypavi", "is AVIF, which this Pillow was built without", "save it as JPEG or PNG"),
     (4, b"ftyp", "is a video", "extract frames and list them as images, in order"),
-    (0, b"%PDF", "is a PDF", "save its pages as PNG, for example with `pdftoppm -r 150 -png`"),
+    (0, b"%PDF", "is a PDF", "let its name end in .pdf, or save its pages as PNG with `pdftoppm -r 150 -png`"),
     (0, b"%!PS", "is PostScript", "save it as PNG"),
     (0, b"<svg", "is an SVG drawing", "save it as PNG"),
     (0, b"<?xml", "is XML, perhaps an SVG drawing", "save it as PNG"),

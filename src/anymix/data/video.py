@@ -57,6 +57,20 @@ def frames(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image]:
     return [opened[n] for n in wanted]
 
 
+def named(ref: VideoRef, key: str, wanted: Sequence[int], seconds: Sequence[float], together: int) -> list[str]:
+    """What a person calls these frames, `together` at a time: their numbers, names where they have any, and when."""
+    files = stills(ref, key)
+    told = []
+    for start in range(0, len(wanted), together):
+        some = range(start, min(start + together, len(wanted)))
+        said = f"frame{'s' if len(some) > 1 else ''} {' and '.join(str(wanted[n]) for n in some)}"
+        names = [os.path.basename(files[wanted[n]].path) for n in some] if files else []
+        when = [f"{seconds[n]:.2f} s" for n in some] if seconds else []
+        more = ", ".join((*names, *(["at " + " and ".join(when)] if when else [])))
+        told.append(f"{said} ({more})" if more else said)
+    return told
+
+
 def _edges(still: ImageRef, size: tuple[int, int]) -> str:
     return f"{os.path.basename(still.path)} is {size[0]}x{size[1]}"
 

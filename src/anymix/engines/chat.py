@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from anymix.data import pages
 from anymix.engines.sampling import BROKEN, Sampling, choose
 from anymix.engines.text import Spoken
 from anymix.families.contract import ChatFamily, Prompt
@@ -243,8 +244,11 @@ def ask(
 
     `<image>` and `<video>` in the text say where they stand. Without it one picture comes first on a line of its
     own, several come as lines `Image-1: <image>`, as the InternVL2 model card writes them, and videos come before
-    them, a line each. Raises ValueError when marks and pictures differ in number."""
+    them, a line each. A PDF stands for its pages, in order; one mark is enough for them. Raises ValueError when marks
+    and pictures differ in number, SampleError for a PDF whose pages cannot be counted."""
     refs = [image if isinstance(image, ImageRef) else ImageRef(str(image)) for image in images]
+    if PICTURE not in text:
+        refs = [page for ref in refs for page in pages.refs_of(ref, ref.path)]
     films = [video if isinstance(video, VideoRef) else VideoRef(str(video)) for video in videos]
     if refs and PICTURE not in text:
         lines = [f"Image-{n + 1}: {PICTURE}\n" for n in range(len(refs))] if len(refs) > 1 else [f"{PICTURE}\n"]
@@ -262,4 +266,4 @@ def ask(
         return Turn("user", (text,))
     pieces = re.split(f"({'|'.join(waiting)})", text)
     parts: list[Part] = [next(waiting[piece]) if piece in waiting else piece for piece in pieces]
-    return Turn("user", tuple(part for part in parts if part))
+    return Turn("user", tuple(pages.apart([part for part in parts if part], "the question")))

@@ -12,15 +12,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anymix.data.conversations import Block, Listed, Rows, read
-from anymix.data.grammar import Reading
-from anymix.data.images import SUFFIXES as PICTURES
+from anymix.data.conversations import read
+from anymix.data.images import SUFFIXES
+from anymix.data.named import columns_of, images_of
+from anymix.data.pages import SUFFIX as PDF
+from anymix.data.pages import file_of
+from anymix.data.sheets import SheetRows
 from anymix.data.tables import read_table
 from anymix.engines.chat import ask
 from anymix.families.common.folders import nearest
 from anymix.samples import Conversation, SampleError
 
+PICTURES = (*SUFFIXES, PDF)
 TABLES = (".csv", ".tsv", ".xlsx", ".xlsm", ".parquet")
+
+
+@dataclass(frozen=True)
+class Sheet(Sequence[Conversation]):
+    """One question about the pictures each row of a table names, in one column or several."""
+
+    rows: SheetRows
+    question: str
+    root: str
+    columns: tuple[str, ...]
+    picked: range
+
+    def __len__(self) -> int:
+        return len(self.picked)
+
+    def __getitem__(self, n: Any) -> Any:
+        if isinstance(n, slice):
+            return replace(self, picked=self.picked[n])
+        key = self.key(n)
+        refs = images_of(self.rows.record(self.picked[n]), key, self.root, ",".join(self.columns))
+        if not refs:
+            raise SampleError(key, f"the row names no picture in {', '.join(self.columns)}", "write one, or delete it")
+        try:
+            return Conversation((ask(self.question, refs),), key)
+        except SampleError as error:
+            raise SampleError(key, error.found, error.remedy) from None
+        except ValueError as error:
+            raise SampleError(key, *str(error).split("; ", 1)) from None
+
+    def key(self, n: int) -> str:
+        return self.rows.key(self.picked[n])
 
 
 @dataclass(frozen=True)
@@ -65,7 +100,7 @@ def open_rows(
     pictures, or a table whose `image_column` (default: image) names them. Raises ValueError in one
     sentence."""
     path = Path(data)
-    if question is not None and not path.exists():
+    if question is not None and not Path(file_of(str(data))).exists():
         raise ValueError(f"there is no {data}{nearest(path)}")
     if question is None:
         if path.is_dir() and _only_pictures(path):
@@ -78,7 +113,7 @@ def open_rows(
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         notes = (f"{data}: {len(others)} files are no pictures and are not asked about ({shown})",) * bool(others)
         return pictures[:limit], notes
-    if path.suffix.lower() in PICTURES:
+    if Path(file_of(str(data))).suffix.lower() in PICTURES:
         return Pictures((str(path),), question), ()
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"the rows of {data} bring their own questions; leave out --question")
@@ -93,21 +128,20 @@ def _only_pictures(folder: Path) -> bool:
     return bool(suffixes & set(PICTURES)) and not suffixes & {".parquet", ".arrow", ".json", ".jsonl", ".csv"}
 
 
-def _table(path: Path, question: str, root: str | None, image_column: str | None) -> tuple[Rows, tuple[str, ...]]:
+def _table(path: Path, question: str, root: str | None, image_column: str | None) -> tuple[Sheet, tuple[str, ...]]:
     table = read_table(path)
-    column = image_column or "image"
-    if column not in table.columns:
+    columns = columns_of(image_column or "image", table.columns)
+    missing = next((column for column in columns if column not in table.columns), None)
+    if missing is not None:
         raise ValueError(
-            f"{path} has no column {column} with the pictures' names, its columns are "
+            f"{path} has no column {missing} with the pictures' names, its columns are "
             f"{', '.join(table.columns)}; name it with --image-column"
         )
     if "question" in table.columns:
         raise ValueError(f"{path} has a column question of its own; leave out --question, or that column")
-    at = table.column(column)
-    records = [{column: row[at], "question": question} for row in table.rows]
-    reading = Reading(root=str(path.parent) if root is None else root, image_column=column, need_answers=False)
-    block = Block(Listed(str(path), records, table.places), reading, len(records))
-    return Rows([block], table.notes), table.notes
+    folder = str(path.parent) if root is None else root
+    rows = SheetRows(table, tuple(columns))
+    return Sheet(rows, question, folder, tuple(columns), range(len(rows))), table.notes
 
 
 def keys_of(rows: Sequence[Conversation]) -> list[str]:

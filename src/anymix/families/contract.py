@@ -53,7 +53,21 @@ class Token:
     text: str
     role: str  # system, user, assistant, mark (template tokens) or image
     target: bool  # carries loss
-    tile: int | None = None  # running number of the tile this placeholder stands for
+    tile: int | None = None  # running number of the tile this placeholder stands for, counted through the row
+    place: tuple[int, ...] | None = None  # time, row and column where positions are not the plain 0, 1, 2 (M-RoPE)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One picture or video of a row as the model sees it, for `data show`. Sizes are (width, height) in pixels."""
+
+    name: str
+    size: tuple[int, int]  # its own, upright
+    seen: tuple[int, int]  # brought to, of a video every frame
+    tokens: int  # placeholders
+    tiles: tuple[str, ...]  # what each is that `Token.tile` numbers: a part of the picture, a pair of frames
+    frames: tuple[int, ...] = ()  # of a video: the numbers of those seen, from 0
+    seconds: tuple[float, ...] = ()  # and when they are; empty where its rate is not known
 
 
 class Item(Protocol):
@@ -244,5 +258,5 @@ class ImageFamily(Family, Protocol):
 
 __all__ = [
     "Batch", "Cache", "ChatFamily", "Codec", "Condition", "Conversation", "Family", "ImageFamily", "ImageRef", "Item",
-    "Prompt", "Size", "Token",
+    "Prompt", "Sight", "Size", "Token",
 ]  # fmt: skip

@@ -102,10 +102,16 @@ def test_it_pickles(codec: Qwen2VLCodec, conversation: Conversation) -> None:
     assert torch.equal(again.encode(conversation).ids, codec.encode(conversation).ids)
 
 
-def test_show_numbers_pictures_and_videos(codec: Qwen2VLCodec, picture: Draw, film: Draw) -> None:
+def test_show_numbers_pictures_and_pairs_of_frames(codec: Qwen2VLCodec, picture: Draw, film: Draw) -> None:
     turns = (Turn("user", (picture(90, 60), "and", film(3))), Turn("assistant", ("yes",)))
-    tokens = codec.show(Conversation(turns, "row"))
-    assert [t.tile for t in tokens if t.role == "image"] == [0] * 6 + [1] * sum(t.tile == 1 for t in tokens)
+    row = Conversation(turns, "row")
+    tokens, (one, two) = codec.show(row), codec.sights(row)
+    pair = two.tokens // 2
+    assert [t.tile for t in tokens if t.role == "image"] == [0] * 6 + [1] * pair + [2] * pair
+    assert (one.tokens, one.size, one.seen, one.tiles) == (6, (90, 60), (84, 56), ("the whole picture",))
+    assert two.frames == (0, 1, 2) and two.seconds == () and two.size == (80, 60)
+    assert two.tiles == ("frames 0 and 1 (80x60-0.png, 80x60-1.png)", "frame 2 (80x60-2.png)")
+    assert torch.equal(torch.tensor([t.place for t in tokens]).T, codec.encode(row).places)
     assert "".join(t.text for t in tokens if t.target) == "yes<|im_end|>"
 
 

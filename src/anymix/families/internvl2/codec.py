@@ -22,7 +22,7 @@ from anymix.data.images import image_size, open_image
 from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, Message, lay
 from anymix.families.common.words import Words, open_words
-from anymix.families.contract import Batch, Prompt, Size, Token
+from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.internvl2 import tiling
 from anymix.families.internvl2.templates import (
     IMAGE_CONTEXT,
@@ -243,6 +243,16 @@ class InternVL2Codec:
             placeholders += role == "image"
             tokens.append(Token(id, self.words.piece(id), role, label != IGNORE, tile))
         return tokens
+
+    def sights(self, conversation: Conversation) -> list[Sight]:
+        """Its pictures in order, for people to look at."""
+        sizes = [image_size(ref, conversation.key) for ref in conversation.images]
+        found = []
+        for ref, size, grid in zip(conversation.images, sizes, self._grids(conversation, sizes), strict=True):
+            tiles = tiling.names(grid, self.thumbnail)
+            seen = (grid[0] * self.image_size, grid[1] * self.image_size)
+            found.append(Sight(ref.path, size, seen, len(tiles) * self.tokens_per_tile, tuple(tiles)))
+        return found
 
     # --- inside
 

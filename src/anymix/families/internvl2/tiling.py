@@ -64,6 +64,15 @@ def count_tiles(grid: tuple[int, int], thumbnail: bool) -> int:
     return tiles + (thumbnail and tiles > 1)
 
 
+def names(grid: tuple[int, int], thumbnail: bool) -> list[str]:
+    """What each tile of a grid is, in the order of `cut`."""
+    columns, rows = grid
+    if columns * rows == 1:
+        return ["the whole picture"]
+    parts = [f"row {row + 1}, column {column + 1}" for row in range(rows) for column in range(columns)]
+    return [*parts, "thumbnail"] if thumbnail else parts
+
+
 def budget(images: Sequence[ImageRef], max_tiles: int) -> list[int]:
     """The most tiles each picture of one row may have: max_tiles shared evenly, at least one, and never more
     than its own `ImageRef.max_tiles`. Video frames (capped at 1) take no share."""

@@ -55,6 +55,14 @@ def count_tiles(grid: Size) -> int:
     return grid[0] * grid[1] + 1
 
 
+def names(grid: Size) -> list[str]:
+    """What each tile is, in the order of `cut`."""
+    if grid == ALONE:
+        return ["the whole picture"]
+    columns, rows = grid
+    return ["base", *(f"row {row + 1}, column {column + 1}" for row in range(rows) for column in range(columns))]
+
+
 def kept_of(size: Size, grid: Size, side: int) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of the feature map, side * rows x side * columns, that shows the picture."""
     width, height = side * grid[0], side * grid[1]

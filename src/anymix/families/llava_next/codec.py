@@ -23,7 +23,7 @@ from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, lay
 from anymix.families.common.shards import read_json
 from anymix.families.common.words import Words, open_words
-from anymix.families.contract import Batch, Prompt, Size, Token
+from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.llava_next import anyres, configs
 from anymix.families.llava_next.anyres import Colour
 from anymix.families.llava_next.templates import Stretch, Template, render, template_named
@@ -216,6 +216,20 @@ class LlavaNextCodec:
                   next(tile) if id == IMAGE else None)
             for id, label, role in zip(laid.ids, laid.labels, laid.roles, strict=True)
         ]  # fmt: skip
+
+    def sights(self, conversation: Conversation) -> list[Sight]:
+        """Its pictures in order, for people to look at."""
+        views = self._views(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        return [
+            Sight(
+                ref.path,
+                view.size,
+                (max(1, view.grid[0]) * self.image_size, max(1, view.grid[1]) * self.image_size),
+                anyres.count_tokens(view.size, view.grid, self.side),
+                tuple(anyres.names(view.grid)),
+            )
+            for ref, view in zip(conversation.images, views, strict=True)
+        ]
 
     # --- inside
 

@@ -21,7 +21,7 @@ from anymix.data.images import image_size, open_image
 from anymix.families.common.language import end_to_end
 from anymix.families.common.laying import IGNORE, Laid, lay
 from anymix.families.common.words import Words, open_words
-from anymix.families.contract import Batch, Prompt, Size, Token
+from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.qwen2_vl import template
 from anymix.families.qwen2_vl.patches import Cut, Grid, thinned
 from anymix.families.qwen2_vl.positions import positions
@@ -219,15 +219,33 @@ class Qwen2VLCodec:
         return Prompt(ids, self._patches(seen, conversation.key), conversation.key, host)
 
     def show(self, conversation: Conversation) -> list[Token]:
-        """Every token of a training row with its role, for people to look at; `tile` numbers pictures and videos."""
+        """Every token of a training row with its role and place, for people to look at; `tile` numbers what the tower
+        sees together: a picture, a pair of frames."""
         seen = self._seen(conversation)
         laid = self._lay(conversation, seen, roles=True)
-        whose = iter([n for n, one in enumerate(seen) for _ in range(self.cut.tokens(one.grid))])
-        rows = zip(laid.ids, laid.labels, laid.roles, strict=True)
+        pairs = [self.cut.tokens(one.grid) // one.grid.t for one in seen for _ in range(one.grid.t)]
+        whose = iter([n for n, tokens in enumerate(pairs) for _ in range(tokens)])
+        places = self._places(laid.ids, seen).T.tolist()
         return [
-            Token(id, self.words.piece(id), role, label != IGNORE, next(whose) if role == "image" else None)
-            for id, label, role in rows
+            Token(
+                id, self.words.piece(id), role, label != IGNORE, next(whose) if role == "image" else None, tuple(place)
+            )
+            for id, label, role, place in zip(laid.ids, laid.labels, laid.roles, places, strict=True)
         ]
+
+    def sights(self, conversation: Conversation) -> list[Sight]:
+        """Its pictures and videos in order, for people to look at."""
+        return [self._sight(one, conversation.key) for one in self._seen(conversation)]
+
+    def _sight(self, one: Seen, key: str) -> Sight:
+        seen = (one.grid.w * self.cut.patch, one.grid.h * self.cut.patch)
+        tokens = self.cut.tokens(one.grid)
+        if isinstance(one.ref, ImageRef):
+            return Sight(one.ref.path, image_size(one.ref, key), seen, tokens, ("the whole picture",))
+        film = video.look(one.ref, key)
+        seconds = () if film.fps is None else tuple(frame / film.fps for frame in one.frames)
+        tiles = video.named(one.ref, key, one.frames, seconds, self.cut.temporal)
+        return Sight(one.ref.path, film.size, seen, tokens, tuple(tiles), one.frames, seconds)
 
     def patch_places(self, grids: Sequence[Grid]) -> Tensor:
         """Row and column (2, P) of every patch."""
