@@ -8,10 +8,12 @@ windows of the epoch's order, so that who shares a pack is drawn anew each epoch
 from __future__ import annotations
 
 import math
+import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from anymix.data.loader import Drawn, Split, digest, permutation
 from anymix.samples import SampleError
 
 WINDOW = 32  # packs' worth of rows looked at together
@@ -113,7 +115,7 @@ def _best_fit(
         tokens, shown = lengths[place], tiles[place] if budget.tiles else 0
         best, where = math.inf, None
         for level in range(shown * LEVELS // most, LEVELS + 1):
-            if (at := _first(room[level], tokens, shown)) is not None:
+            if room[level] and (at := _first(room[level], tokens, shown)) is not None:
                 spare = room[level][at][0] / budget.tokens + room[level][at][1] / most
                 if spare < best:
                     best, where = spare, (level, at)
@@ -137,3 +139,109 @@ def _first(room: Sequence[tuple[int, int, int]], tokens: int, tiles: int) -> int
         if room[at][1] >= tiles:
             return at
     return None
+
+
+def spread(packs: Sequence[Sequence[int]], lengths: Sequence[int], tiles: Sequence[int], parts: int) -> list[list[int]]:
+    """Which packs (by number) each of so many ranks takes: as many each as the numbers allow, tokens and tiles even.
+
+    Largest first to whoever has least (Graham 1969, "Bounds on multiprocessing timing anomalies"), and every rank's in
+    falling order, so that ranks that wait for each other do so over packs alike."""
+    tokens = [sum(lengths[place] for place in pack) for pack in packs]
+    shown = [sum(tiles[place] for place in pack) for pack in packs]
+    all_tokens, all_shown = sum(tokens) or 1, sum(shown) or 1
+    cost = [(a / all_tokens, b / all_shown) for a, b in zip(tokens, shown, strict=True)]
+    most = math.ceil(len(packs) / parts)
+    loads, given = [(0.0, 0.0)] * parts, [list[int]() for _ in range(parts)]
+    for number in sorted(range(len(packs)), key=lambda n: -sum(cost[n])):
+        own = cost[number]
+        free = [part for part in range(parts) if len(given[part]) < most]
+        to = min(free, key=lambda part: (max(loads[part][0] + own[0], loads[part][1] + own[1]), len(given[part])))
+        loads[to] = loads[to][0] + own[0], loads[to][1] + own[1]
+        given[to].append(number)
+    return given
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one optimizer step holds, over all ranks."""
+
+    tokens: int
+    fill: float  # share of the token budget that is used
+    balance: float  # tiles of a rank, mean to most: 1 where every rank has as many
+
+
+@dataclass
+class Packed:
+    """An endless stream of packs of rows: epoch after epoch, each planned anew from sizes, seed and its number.
+
+    Every epoch has as many packs as the first, so a resume is a matter of counting: where the rows of a later order
+    need fewer, the packs of most rows are split, and where they need more, all rows are planned together, or at worst
+    share packs as in the first."""
+
+    lengths: Sequence[int]
+    tiles: Sequence[int]
+    budget: Budget
+    seed: int = 0
+    shuffle: bool = True
+    _epochs: dict[int, list[list[int]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._first = self._plan(0, WINDOW)
+
+    @property
+    def packs(self) -> int:
+        """Packs of an epoch."""
+        return len(self._first)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The packs of rows of an epoch, in their order. Every row is in one of them."""
+        if number not in self._epochs:
+            kept = max(self._epochs, default=None)  # a step may reach from one epoch into the next
+            self._epochs = {number: self._arrange(number), **({} if kept is None else {kept: self._epochs[kept]})}
+        return self._epochs[number]
+
+    def deal(self, step: int, split: Split) -> list[list[Drawn]]:
+        """The packs of one rank in a step, one a micro-batch: (row, seed) of each row."""
+        packs = self._step(step, split)
+        mine = spread([pack for _, pack in packs], self.lengths, self.tiles, split.world)[split.rank]
+        return [[(row, digest(self.seed, packs[n][0], row)) for row in packs[n][1]] for n in mine]
+
+    def load(self, step: int, split: Split) -> Load:
+        """What the packs of a step come to."""
+        packs = [pack for _, pack in self._step(step, split)]
+        ranks = spread(packs, self.lengths, self.tiles, split.world)
+        shown = [sum(self.tiles[row] for n in part for row in packs[n]) for part in ranks]
+        tokens = sum(self.lengths[row] for pack in packs for row in pack)
+        balance = sum(shown) / len(shown) / max(shown) if any(shown) else 1.0
+        return Load(tokens, fill(packs, self.lengths, self.budget), balance)
+
+    def _step(self, step: int, split: Split) -> list[tuple[int, list[int]]]:
+        """(epoch, rows) of every pack of a step."""
+        places = range(step * split.rows, (step + 1) * split.rows)
+        return [(place // self.packs, self.epoch(place // self.packs)[place % self.packs]) for place in places]
+
+    def _plan(self, number: int, window: int | None) -> list[list[int]]:
+        order = permutation(len(self.lengths), self.seed, number) if self.shuffle else None
+        return plan(self.lengths, self.tiles, self.budget, order, window)
+
+    def _arrange(self, number: int) -> list[list[int]]:
+        if number == 0 or not self.shuffle:
+            return self._first
+        for window in (WINDOW, None):
+            packs = self._plan(number, window)
+            if len(packs) <= self.packs:
+                return _divided(packs, self.packs)
+        drawn = random.Random(digest(self.seed, number))
+        return drawn.sample(self._first, len(self._first))
+
+
+def _divided(packs: list[list[int]], count: int) -> list[list[int]]:
+    """As many packs as asked for: those of most rows are split in two, both halves in place of the whole."""
+    while len(packs) < count:
+        longest = sorted(range(len(packs)), key=lambda n: -len(packs[n]))[: count - len(packs)]
+        chosen = {n for n in longest if len(packs[n]) > 1}
+        halves = (
+            (pack[: len(pack) // 2], pack[len(pack) // 2 :]) if n in chosen else (pack,) for n, pack in enumerate(packs)
+        )
+        packs = [half for pair in halves for half in pair]
+    return packs
