@@ -16,7 +16,7 @@ from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.data.packing import Packed
-from anymix.device import Device, grad_scaler, ranks, seed_everything
+from anymix.device import Device, grad_scaler, ranks, seed_everything, varlen
 from anymix.families.contract import Family, ImageFamily
 from anymix.objectives import flow
 from anymix.train import beats, freezing, gathering, optim, packs, pictures
@@ -103,6 +103,8 @@ def prepare(
         wanted, tell = (pictures.alone(found), _silent) if dry else (found, say)
         pictures.encode_once(run, family, wanted, device, dtype, me, tell)
         say(flow.histogram(family.objective))
+    else:
+        say(varlen.told(device, dtype))
     stepper = _stepper(run, family, optimizer, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
     say(packs.told(found, packed, split, steps) if packed else _plan(found, split, steps))

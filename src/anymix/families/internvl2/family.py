@@ -136,7 +136,7 @@ class InternVL2:
         embeds = self._embed(
             batch["input_ids"], batch.tensors.get("pixel_values"), batch.tensors.get("image_positions")
         )
-        language, cu = self.net.model.language_model, batch.host["cu_seqlens"]
+        language, cu = self.net.model.language_model, attention.Borders(batch.host["cu_seqlens"])
         with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
             hidden = language(
                 inputs_embeds=embeds[None],  # (1, L, H)

@@ -149,7 +149,7 @@ class LlavaNext:
         embeds = self._embed(
             held["input_ids"], held.get("pixel_values"), held.get("image_positions"), held.get("image_sources")
         )
-        language, cu = self.net.model.language_model, batch.host["cu_seqlens"]
+        language, cu = self.net.model.language_model, attention.Borders(batch.host["cu_seqlens"])
         with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
             hidden = language(
                 inputs_embeds=embeds[None],  # (1, L, H)

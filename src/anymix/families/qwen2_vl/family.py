@@ -120,7 +120,7 @@ class Qwen2VL:
             attention_mask=attention.already_isolated(embeds.device),
             position_ids=batch["position_ids"][:, None],  # (3, 1, L), from 0 in every sequence
             use_cache=False,
-            anymix_cu=batch.host["cu_seqlens"],
+            anymix_cu=attention.Borders(batch.host["cu_seqlens"]),
         ).last_hidden_state[0]
         supervised = hidden.index_select(0, batch["target_positions"])  # (N, H)
         head = self.net.lm_head
