@@ -93,15 +93,14 @@ def _place(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _expand(tree: dict[str, Any]) -> None:
-    """`train.checkpointing: false` means both switches; `adapter: true` means its defaults."""
+    """`train.checkpointing: false` means both switches; `adapter: true` and `packing: true` mean their defaults."""
     train = tree.get("train")
     if isinstance(train, dict) and isinstance(train.get("checkpointing"), bool):
         both = train["checkpointing"]
         tree["train"] = {**train, "checkpointing": dict.fromkeys(Checkpointing.model_fields, both)}
-    if tree.get("adapter") is True:
-        tree["adapter"] = {}
-    if tree.get("adapter") is False:
-        tree["adapter"] = None
+    for section in ("adapter", "packing"):
+        if isinstance(tree.get(section), bool):
+            tree[section] = {} if tree[section] else None
 
 
 def _one_line(error: Exception) -> str:

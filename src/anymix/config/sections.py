@@ -102,6 +102,15 @@ class Data(Section):
     limit: Positive | None = _key(None, "use only the first so many rows")
 
 
+class Packing(Section):
+    tokens: Positive | None = _key(
+        None, "most tokens of rows that share a forward, none seeing another; default: data.max_length"
+    )
+    tiles: Positive | None = _key(
+        None, "most picture tiles of such rows (Qwen2-VL: patches), for memory; default: what the tokens allow"
+    )
+
+
 class DreamBooth(Section):
     class_prompt: str = _key("", "what any member of the subject's class is called, such as: a photo of a dog")
     class_path: str | None = _key(
@@ -221,6 +230,10 @@ class Run(Section):
     model: Model = Model()
     data: Data = Data()
     adapter: Adapter | None = _key(None, "LoRA; left out: the weights themselves train")
+    packing: Packing | None = _key(
+        None,
+        "fill forwards with as many rows as fit: a step is then train.accumulate x nproc packs; true: the defaults",
+    )
     dreambooth: DreamBooth | None = _key(
         None, "prior preservation: pictures of the class are learned beside the subject's"
     )
@@ -249,4 +262,9 @@ class Run(Section):
             raise ValueError("train.patience needs data.val: there is no validation loss to wait for")
         if self.data.keep_tokens and not self.data.shuffle_caption:
             raise ValueError("data.keep_tokens needs data.shuffle_caption=true: without it every tag keeps its place")
+        if self.packing is not None and self.train.batch != 1:
+            raise ValueError(
+                f"with packing a forward holds as many rows as fit, and train.batch = {self.train.batch} would be that "
+                "many packs; set train.batch=1, and packs of a step by train.accumulate"
+            )
         return self

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from anymix.data.loader import digest
+from anymix.data.loader import Drawn, Split, digest, in_turn
 from anymix.data.views import View
 
 Size = tuple[int, int]
@@ -43,6 +43,10 @@ class Bucketed:
             self._arranged, self._epoch = self._arrange(epoch), epoch
         row = self._arranged[within]
         return row, digest(self.seed, epoch, row)
+
+    def deal(self, step: int, split: Split) -> list[list[Drawn]]:
+        """The micro-batches of a rank in a step, as they come."""
+        return in_turn(self, step, split)
 
     def _arrange(self, epoch: int) -> list[int]:
         """The rows of an epoch in their order."""

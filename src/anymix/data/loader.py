@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,13 +18,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from anymix.samples import SampleError
 
+Drawn = tuple[int, int]  # row, and the seed of what is random about it this time
+
 
 class Stream(Protocol):
-    """Place in the endless stream of rows -> (row, the seed of what is random about it this time)."""
+    """Tells which rows of an endless stream a rank takes in a step."""
 
     seed: int
 
-    def __getitem__(self, place: int, /) -> tuple[int, int]: ...
+    def deal(self, step: int, split: Split, /) -> list[list[Drawn]]:
+        """The micro-batches of this rank in a step."""
+        ...
+
+
+class Places(Protocol):
+    """Place in an endless stream of rows -> (row, seed)."""
+
+    def __getitem__(self, place: int, /) -> Drawn: ...
 
 
 @dataclass
@@ -41,11 +51,19 @@ class Order:
         epoch, within = divmod(place, self.rows)
         if self.shuffle:
             if epoch != self._epoch:
-                generator = torch.Generator().manual_seed(digest(self.seed, epoch))
-                self._permutation = torch.randperm(self.rows, generator=generator).tolist()
-                self._epoch = epoch
+                self._permutation, self._epoch = permutation(self.rows, self.seed, epoch), epoch
             within = self._permutation[within]
         return within, digest(self.seed, epoch, within)
+
+    def deal(self, step: int, split: Split) -> list[list[Drawn]]:
+        """The micro-batches of a rank in a step: rows as they come."""
+        return in_turn(self, step, split)
+
+
+def permutation(rows: int, seed: int, epoch: int) -> list[int]:
+    """The rows in the order of an epoch."""
+    generator = torch.Generator().manual_seed(digest(seed, epoch))
+    return torch.randperm(rows, generator=generator).tolist()
 
 
 def digest(*numbers: int) -> int:
@@ -78,15 +96,20 @@ class Split:
         return range(start, start + self.batch)
 
 
+def in_turn(order: Places, step: int, split: Split) -> list[list[Drawn]]:
+    """The micro-batches of a rank in a step, each of the next `split.batch` places."""
+    return [[order[place] for place in split.places(step, micro)] for micro in range(split.accumulate)]
+
+
 class Encoded(Dataset[Any]):
-    """Place -> encoded item, in a loader worker. A row that fails travels back as the error itself: torch would
+    """(row, seed) -> encoded item, in a loader worker. A row that fails travels back as the error itself: torch would
     rebuild an exception from its text alone."""
 
-    def __init__(self, rows: Sequence[Any], encode: Callable[[Any, int], Any], order: Stream) -> None:
-        self.rows, self.encode, self.order = rows, encode, order
+    def __init__(self, rows: Sequence[Any], encode: Callable[[Any, int], Any]) -> None:
+        self.rows, self.encode = rows, encode
 
-    def __getitem__(self, place: int) -> Any:
-        index, seed = self.order[place]
+    def __getitem__(self, drawn: Drawn) -> Any:
+        index, seed = drawn
         try:
             return self.encode(self.rows[index], seed)
         except SampleError as error:
@@ -115,30 +138,34 @@ def stream(
     """The micro-batches of this rank, a list per optimizer step in `steps`.
 
     Raises SampleError for a row that cannot be encoded. Draws nothing from torch's global generator."""
-    places = [split.places(step, micro) for step in steps for micro in range(split.accumulate)]
+    drawn = (micro for step in steps for micro in order.deal(step, split))  # an epoch is planned when its turn comes
     step: list[Any] = []
-    for batch in _batches(rows, codec, order, places, workers):
+    for batch in _batches(rows, codec, drawn, order.seed, min(workers, len(steps) * split.accumulate)):
         step.append(batch)
         if len(step) == split.accumulate:
             yield step
             step = []
 
 
-def once(rows: Sequence[Any], codec: Any, split: Split, workers: int = 0) -> Iterator[Any]:
-    """Every row once, in file order, this rank's share of them in batches: for validation."""
+def once(
+    rows: Sequence[Any], codec: Any, split: Split, workers: int = 0, packs: Sequence[Sequence[int]] | None = None
+) -> Iterator[Any]:
+    """Every row once, this rank's share of them in batches: for validation. In file order, or in `packs` of rows, which
+    are this rank's already."""
     mine = range(split.rank, len(rows), split.world)
-    places = [mine[i : i + split.batch] for i in range(0, len(mine), split.batch)]
-    return _batches(rows, codec, Order(len(rows), shuffle=False), places, workers)
+    batches = [mine[i : i + split.batch] for i in range(0, len(mine), split.batch)] if packs is None else packs
+    order = Order(len(rows), shuffle=False)
+    drawn = [[order[row] for row in batch] for batch in batches]
+    return _batches(rows, codec, drawn, order.seed, min(workers, len(drawn)))
 
 
-def _batches(rows: Sequence[Any], codec: Any, order: Stream, places: list[range], workers: int) -> Iterator[Any]:
-    workers = min(workers, len(places))
+def _batches(rows: Sequence[Any], codec: Any, drawn: Iterable[list[Drawn]], seed: int, workers: int) -> Iterator[Any]:
     loader = DataLoader(
-        Encoded(rows, codec.encode, order),
-        batch_sampler=places,  # type: ignore[arg-type]
+        Encoded(rows, codec.encode),
+        batch_sampler=drawn,
         num_workers=workers,
         collate_fn=Collate(codec.collate),
-        generator=torch.Generator().manual_seed(order.seed),
+        generator=torch.Generator().manual_seed(seed),
         prefetch_factor=2 if workers else None,
     )
     for batch in loader:

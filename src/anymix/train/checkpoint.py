@@ -36,7 +36,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     steps: int = 0  # optimizer steps of the whole run
-    rows_per_step: int = 0  # over all ranks; with the step it is the data cursor
+    rows_per_step: int = 0  # over all ranks, or packs of rows; with the step it is the data cursor
     rows: int = 0  # training rows
     digest: str = ""  # of their names
     base: str = ""  # fingerprint of the weights it started from
@@ -46,6 +46,7 @@ class Progress:
     waited: int = 0  # validations since then
     validated: int = 0  # step of the last validation
     scaler: dict[str, Any] | None = None  # fp16 loss scale
+    sizes: str = ""  # digest of what rows share packs by; without packing none
 
 
 def save(
@@ -195,15 +196,25 @@ def put_back(net: nn.Module, trained: Mapping[str, Tensor]) -> None:
 def same_material(before: Progress, now: Progress) -> None:
     """Raise ValueError where going on would train rows twice or not at all, or from other weights."""
     if before.rows_per_step != now.rows_per_step:
+        what, product, keys = (
+            ("packs", "accumulate x processes", "train.accumulate")
+            if now.sizes
+            else ("rows", "batch x accumulate x processes", "train.batch, train.accumulate")
+        )
         raise ValueError(
-            f"the checkpoint was made with {before.rows_per_step} rows a step (batch x accumulate x processes), this "
-            f"run has {now.rows_per_step}; set train.batch, train.accumulate and nproc to give {before.rows_per_step}"
+            f"the checkpoint was made with {before.rows_per_step} {what} a step ({product}), this "
+            f"run has {now.rows_per_step}; set {keys} and nproc to give {before.rows_per_step}"
         )
     anew = "or start anew with resume=never or another train.out"
     if (before.rows, before.digest) != (now.rows, now.digest):
         raise ValueError(
             f"the checkpoint was made on {before.rows} training rows, now there are {now.rows}, or other ones; "
             f"put the data back, {anew}"
+        )
+    if before.sizes != now.sizes:
+        raise ValueError(
+            "the checkpoint was made of rows of other lengths or tiles, which would share other packs now; put the "
+            f"rows, their pictures and what sizes them back, {anew}"
         )
     if before.base != now.base:
         raise ValueError(
@@ -225,6 +236,12 @@ def same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if bool(saved.get("adapter")) != bool(now.get("adapter")):
         kinds = ("all weights", "a LoRA") if now.get("adapter") else ("a LoRA", "all weights")
         raise ValueError(f"the checkpoint trained {kinds[0]}, this run trains {kinds[1]}; give another train.out")
+    if (saved.get("packing") is None) != (now.get("packing") is None):
+        kinds = ("without", "with") if now.get("packing") is not None else ("with", "without")
+        raise ValueError(
+            f"the checkpoint was made {kinds[0]} packing, this run is {kinds[1]} it; put it back, or start anew with "
+            "resume=never or another train.out"
+        )
     before, after = flat(saved), flat(now)
     for key in sorted(before.keys() | after.keys()):
         if key.startswith(FREE) or before.get(key) == after.get(key):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from anymix.config import Run
 from anymix.data.loader import Split
+from anymix.data.packing import Packed
 from anymix.device import peak_memory, pick, ranks, reset_peak_memory, synchronize
-from anymix.train import early, optim
+from anymix.train import early, optim, packs
 from anymix.train.ema import Ema
 from anymix.train.gathering import Say
 from anymix.train.prepare import Prepared, prepare
@@ -37,7 +38,8 @@ class Forecast:
 
 
 def forecast(run: Run, say: Say = print) -> Forecast:
-    """Prepare the run and take two steps with every row replaced by the longest: one warms up, one is measured.
+    """Prepare the run and take two steps with every row replaced by the longest, or every pack by the one that costs
+    most: one warms up, one is measured.
 
     One process stands for all: with nproc of them each needs about this memory, and they share the steps."""
     early.check(run)
@@ -52,7 +54,7 @@ def _forecast(run: Run, say: Say) -> Forecast:
     ready = prepare(run, device, ranks.Ranks(), say, dry=True)
     mean = None if run.train.ema is None else Ema(ready.family.net, run.train.ema)
     whole = Split(run.train.batch, run.train.accumulate, 0, max(run.nproc, ranks.here().world))
-    steps = run.train.steps or whole.steps(len(ready.rows), run.train.epochs)
+    steps = run.train.steps or whole.steps(ready.per_pass, run.train.epochs)
     since = reset_peak_memory(device)
     _step(ready, mean)
     synchronize(device)
@@ -72,9 +74,10 @@ def _forecast(run: Run, say: Say) -> Forecast:
 
 
 def _step(ready: Prepared, mean: Ema | None) -> None:
-    codec, split = ready.family.codec, ready.split
-    item = codec.encode(ready.rows[ready.found.longest], 0)
+    codec, split, order = ready.family.codec, ready.split, ready.order
+    rows = packs.largest(order) if isinstance(order, Packed) else [ready.found.longest] * split.batch
+    items = {row: codec.encode(ready.rows[row], 0) for row in set(rows)}
     optim.set_rate(ready.stepper.optimizer, 0.0)
-    ready.stepper.take([codec.collate([item] * split.batch) for _ in range(split.accumulate)])
+    ready.stepper.take([codec.collate([items[row] for row in rows]) for _ in range(split.accumulate)])
     if mean is not None:
         mean.update(1)

@@ -28,6 +28,7 @@ class Gathered:
     held: Rows | None  # to validate on
     verdict: Verdict  # what the check found among the training rows
     skipped_held: Skipped  # validation rows left out
+    held_verdict: Verdict | None = None  # what the check found among the validation rows
 
     @property
     def longest(self) -> int:
@@ -57,10 +58,11 @@ def gather(run: Run, family: Family, me: ranks.Ranks, say: Say) -> Gathered:
         held = _read(run, family, data.val)
     verdict = _checked(rows, run, family, me, "training", say)
     skipped: Skipped = []
+    of_held: Verdict | None = None
     if held is not None:
         of_held = _checked(held, run, family, me, "validation", say)
         held, skipped = held.take(of_held.good), of_held.skipped
-    return Gathered(rows.take(verdict.good), held, verdict, skipped)
+    return Gathered(rows.take(verdict.good), held, verdict, skipped, of_held)
 
 
 def _read(run: Run, family: Family, path: str | list[str]) -> Rows:

@@ -21,7 +21,7 @@ from anymix.config import Run
 from anymix.data import loader
 from anymix.device import Device, deterministic, pick, ranks, rng_state, set_rng_state
 from anymix.families.contract import Batch, ImageFamily
-from anymix.train import checkpoint, early, folder, metrics, optim, pictures
+from anymix.train import checkpoint, early, folder, metrics, optim, packs, pictures
 from anymix.train.checkpoint import Progress
 from anymix.train.checks import Check, Checks, look
 from anymix.train.ema import Ema
@@ -128,7 +128,9 @@ def _nothing(_: str) -> None:
 def _material(ready: Prepared) -> Progress:
     """What a run is made of, before its first step."""
     base = files.fingerprint(ready.family.folder)
-    return Progress(0, ready.steps, ready.split.rows, len(ready.rows), ready.digest, base)
+    return Progress(
+        0, ready.steps, ready.split.rows, len(ready.rows), ready.digest, base, sizes=packs.digest(ready.order)
+    )
 
 
 def _mean(ready: Prepared) -> Ema | None:
@@ -220,12 +222,10 @@ def _one_step(loop: _Loop, step: int, micro: list[Batch], waited: float, began: 
         loop.ema.update(loop.progress.updates)
     if (step + 1) % loop.run.train.log_every == 0 or step + 1 == ready.steps:
         seconds = time.perf_counter() - began
-        tokens = sum(batch.host["cu_seqlens"][-1] for batch in micro if "cu_seqlens" in batch.host)
-        rate_of = ("tokens_per_s", tokens * ready.split.world) if tokens else ("images_per_s", update.weight)
         values = {"loss": update.loss, "lr": rate, "grad_norm": update.norm, "targets": update.weight,
-                  "epoch": (step + 1) * ready.split.rows / len(ready.rows), "seconds": seconds, "data_wait": waited,
-                  rate_of[0]: rate_of[1] / seconds}  # fmt: skip
-        _log(loop, values)
+                  "epoch": (step + 1) * ready.split.rows / ready.per_pass, "seconds": seconds,
+                  "data_wait": waited}  # fmt: skip
+        _log(loop, values | packs.measured(ready.order, step, ready.split, micro, update.weight, seconds))
 
 
 def _log(loop: _Loop, values: Mapping[str, float]) -> None:
@@ -281,7 +281,8 @@ def _validate(loop: _Loop) -> bool:
 def _hold_out(loop: _Loop) -> None:
     ready, run = loop.ready, loop.run
     assert ready.found.held is not None
-    batches = loader.once(ready.found.held, ready.family.codec.still(), ready.split, run.data.workers)
+    codec = ready.family.codec.still()
+    batches = loader.once(ready.found.held, codec, ready.split, run.data.workers, ready.held_packs)
     stepper, progress = ready.stepper, replace(loop.progress, validated=loop.progress.step)
     value = held_out_loss(stepper.step, batches, stepper.device, stepper.dtype)
     if progress.best is None or value < progress.best:

@@ -15,10 +15,11 @@ from anymix import families
 from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
-from anymix.device import Device, grad_scaler, ranks, seed_everything
+from anymix.data.packing import Packed
+from anymix.device import Device, grad_scaler, ranks, seed_everything, varlen
 from anymix.families.contract import Family, ImageFamily
 from anymix.objectives import flow
-from anymix.train import beats, freezing, gathering, optim, pictures
+from anymix.train import beats, freezing, gathering, optim, packs, pictures
 from anymix.train.beats import Beats
 from anymix.train.gathering import Gathered, Rows, Say
 from anymix.train.step import Step, Stepper
@@ -39,15 +40,21 @@ class Prepared:
     split: Split
     steps: int
     digest: str  # of the training rows' names
+    held_packs: list[list[int]] | None = None  # of rows to validate on, this rank's; None: one by one
 
     @property
     def rows(self) -> Rows:
         """Rows to train on."""
         return self.found.rows
 
+    @property
+    def per_pass(self) -> int:
+        """Of what a step takes `split.rows`: how many there are, rows or packs of them."""
+        return self.order.packs if isinstance(self.order, Packed) else len(self.rows)
+
     def beats(self, every: int | str) -> Beats:
         """How often what comes every so many steps, or passes over the rows, has been due."""
-        return beats.counting(every, len(self.rows), self.split.rows)
+        return beats.counting(every, self.per_pass, self.split.rows)
 
     def due(self, step: int, every: int | str | None) -> bool:
         """Whether that is so at the end of a step; None: of every pass. The last step counts always."""
@@ -76,6 +83,7 @@ def prepare(
     family = open_model(run)
     _check(run, family)
     found, dtype = gathering.gather(run, family, me, say), compute_dtype(run.model.dtype, device)
+    packed = packs.order(run, family, found)
     if isinstance(family, ImageFamily) and not dry:
         pictures.draw_missing(run, family, found, device, dtype, me, draw_class)
     _choose_what_trains(run, family, say)
@@ -86,8 +94,8 @@ def prepare(
     family.net.train()
     _checkpoint_activations(run, family)
     split = Split(run.train.batch, run.train.accumulate, me.rank, me.world)
-    steps = run.train.steps or split.steps(len(found.rows), run.train.epochs)
-    order: Stream = Order(len(found.rows), run.train.seed, run.data.shuffle)
+    steps = run.train.steps or split.steps(packed.packs if packed else len(found.rows), run.train.epochs)
+    order: Stream = packed or Order(len(found.rows), run.train.seed, run.data.shuffle)
     optimizer = optim.build(family.net, run.train, device)
     if isinstance(family, ImageFamily):
         found = pictures.beside_one(run, family, found, say) if dry else pictures.beside(run, family, found)
@@ -95,12 +103,15 @@ def prepare(
         wanted, tell = (pictures.alone(found), _silent) if dry else (found, say)
         pictures.encode_once(run, family, wanted, device, dtype, me, tell)
         say(flow.histogram(family.objective))
+    else:
+        say(varlen.told(device, dtype))
     stepper = _stepper(run, family, optimizer, device, dtype, me)
     seed_everything(run.train.seed + 1 + me.rank)  # dropout differs between ranks
-    say(_plan(found, split, steps))
+    say(packs.told(found, packed, split, steps) if packed else _plan(found, split, steps))
     if (warm := optim.warm_steps(steps, run.train)) >= steps > 1:
         say(f"  the rate rises for all of them: train.warmup is {warm} steps; lower it, or take more train.steps")
-    return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows))
+    held = packs.held_out(run, family, found, me) if packed else None
+    return Prepared(run, family, stepper, found, order, split, steps, _digest(found.rows), held)
 
 
 def _silent(_: str) -> None:
@@ -134,6 +145,8 @@ def open_model(run: Run) -> Family:
 def _check(run: Run, family: Family) -> None:
     """Names and sizes against the model, before rows are read, class pictures drawn or anything encoded."""
     asked = run.adapter
+    if run.packing is not None and isinstance(family, ImageFamily):
+        raise ValueError(f"packing is for rows of text, and {family.name} draws pictures; leave packing out")
     if asked is not None and asked.init is None:
         targets.match(family.net, targets.patterns(asked, family.lora_targets))
     if isinstance(family, ImageFamily):

@@ -2,8 +2,9 @@
 
 Registered with transformers under `NAME` (the only global this package keeps) and set on language models only. A
 training batch is one row of concatenated sequences, `(1, H, L, D)`, whose borders travel as a keyword of our own,
-`anymix_cu` (host integers: no device sync). Without that keyword it is plain scaled-dot-product attention under the
-mask it is given, so `generate` and left-padded batches work as ever.
+`anymix_cu` (host integers: no device sync). All of them go through one kernel where the device has one
+(`device.varlen`), else one after the other through scaled-dot-product attention. Without that keyword it is the latter
+under the mask it is given, so `generate` and left-padded batches work as ever.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from anymix.device import varlen
+from anymix.device.varlen import Borders
 
 NAME = "anymix_varlen"
 
@@ -35,11 +39,16 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """query (B, H, L, D), key and value (B, KV, L, D) -> (B, L, H, D).
 
-    `anymix_cu` = [0, end of the first sequence, ..., L] for B = 1."""
+    `anymix_cu` = [0, end of the first sequence, ..., L] for B = 1; as `Borders` it may take one kernel for all."""
     if anymix_cu is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if isinstance(anymix_cu, Borders) and not dropout:
+        banded = sliding_window is not None and anymix_cu.longest > sliding_window
+        out = None if banded else varlen.fused(query, key, value, anymix_cu, scaling)
+        if out is not None:
+            return out, None
     grouped = query.shape[1] != key.shape[1]
     pieces = []
     for start, stop in zip(anymix_cu, anymix_cu[1:], strict=False):

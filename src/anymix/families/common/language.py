@@ -59,7 +59,7 @@ def loss(net: Any, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
 
     embeds (L, H), positions (1, L), or (3, 1, L) where they are M-RoPE's. Per-token weights, where the batch has them,
     follow InternVL's weighted path."""
-    language, cu = net.model.language_model, batch.host["cu_seqlens"]
+    language, cu = net.model.language_model, attention.Borders(batch.host["cu_seqlens"])
     with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
         hidden = language(
             inputs_embeds=embeds[None],  # (1, L, H)

@@ -23,7 +23,8 @@ from anymix.train.report.samples import Sample
 Words = Mapping[str, str]
 
 # All else in a line of metrics gets a curve: what the checks of a run measured.
-NOT_DRAWN = {"loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "targets", "epoch", "seconds", "data_wait"}
+OURS = ("lr", "grad_norm", "tokens_per_s", "fill", "tile_balance")
+NOT_DRAWN = {"loss", "val_loss", *OURS, "targets", "epoch", "seconds", "data_wait"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 LISTED = 200  # skipped rows in the page; run.json has all
 STARVED = 0.2  # share of the time spent waiting from which on it is worth a hint
@@ -123,7 +124,7 @@ def _curves(record: Record, w: Words) -> Html:
         return _part(w["curves"], tag("p", w["no steps"]))
     drawings = [_loss(record, w)] if found.get("loss") or found.get("val_loss") else []
     checked = {name for name in found if name not in NOT_DRAWN and not pictures.shows(name)}
-    names = ["lr", "grad_norm", "tokens_per_s", *sorted(checked)]
+    names = [*OURS, *sorted(checked)]
     drawn = [name for name in names if any(value for _, value in found.get(name, ()))]  # no tokens, no curve of them
     drawings += [figures.single(_named(name, w), found[name], w, name == "grad_norm") for name in drawn]
     notes = [w["infinite"].format(count=count, name=name) for name, count in record.infinite.items()]

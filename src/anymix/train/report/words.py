@@ -37,6 +37,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "lr": ("Learning rate", "学习率"),
     "grad_norm": ("Gradient norm, before clipping", "梯度范数（裁剪前）"),
     "tokens_per_s": ("Tokens per second", "每秒词元数"),
+    "fill": ("Share of the token budget used (packing)", "词元预算使用率（打包）"),
+    "tile_balance": ("Tiles of a rank, mean to most (packing)", "各进程图块数：平均与最多之比（打包）"),
     "step": ("step", "步"),
     "at step": ("step {step}", "第 {step} 步"),
     "log": ("logarithmic scale", "对数刻度"),
