@@ -22,6 +22,7 @@ from typing import Any, Protocol, overload
 
 from anymix.data.check import Verdict, check, check_row
 from anymix.data.grammar import Reading, opens_with_answer, parse
+from anymix.data.measuring import shortened
 from anymix.data.places import Places
 from anymix.data.tables import open_arrow, read_table, refuse_unreadable
 from anymix.samples import Conversation, ImageRef, SampleError
@@ -125,13 +126,18 @@ class Rows(Sequence[Conversation]):
     """Conversations by index, parsed when asked for. Small, and pickles for loader workers.
 
     `rows[i]` raises SampleError for a row that cannot be used; `key(i)` never parses; slices and `take` give
-    Rows. `notes` are sentences to show a person once (a meta file with a wrong length, a set switched off).
+    Rows. `notes` are sentences to show a person once (a meta file with a wrong length, a set switched off). `kept`:
+    by origin, how many turns there are of a row that was shortened.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], notes: tuple[str, ...] = (), picked: Sequence[int] | None = None
+        self,
+        blocks: Sequence[Block],
+        notes: tuple[str, ...] = (),
+        picked: Sequence[int] | None = None,
+        kept: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
-        self.blocks, self.notes = tuple(blocks), notes
+        self.blocks, self.notes, self.kept = tuple(blocks), notes, dict(kept or {})
         self._places = Places([b.used for b in self.blocks], [b.repeats for b in self.blocks], picked)
 
     def __len__(self) -> int:
@@ -145,7 +151,8 @@ class Rows(Sequence[Conversation]):
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
         block, n = self._find(index)
-        return parse(block.source.record(n), block.source.key(n), block.reading)
+        whole = parse(block.source.record(n), block.source.key(n), block.reading)
+        return shortened(whole, self.kept.get(self.origin(index)))
 
     def key(self, index: int) -> str:
         """file:line (or file:row n) of a row, without parsing it; repeats of a row share it."""
@@ -163,7 +170,11 @@ class Rows(Sequence[Conversation]):
 
     def take(self, indices: Sequence[int]) -> Rows:
         """The rows at these indices, in this order."""
-        return Rows(self.blocks, self.notes, self._places.take(indices).picked)
+        return Rows(self.blocks, self.notes, self._places.take(indices).picked, self.kept)
+
+    def shortened(self, kept: Mapping[tuple[int, int], int]) -> Rows:
+        """The same rows, of those at these origins the first so many turns."""
+        return Rows(self.blocks, self.notes, self._places.picked, kept)
 
     def _find(self, index: int) -> tuple[Block, int]:
         b, n = self.origin(index)

@@ -15,14 +15,17 @@ import difflib
 import io
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from anymix.data.store import TICK
 from anymix.samples import ImageRef, SampleError
 
 TAIL = 4096  # bytes at the end of a file in which its last mark is looked for
@@ -76,11 +79,79 @@ def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS, page: i
 def image_size(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels as `open_image` would return it, without decoding. Raises the same
     SampleErrors, but for damage that shows only in the pixels."""
+    return header(ref, key, max_pixels=max_pixels).size
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's header says: its size upright, and what `open_image` will do that a person should know of."""
+
+    size: tuple[int, int]  # width, height in pixels
+    traits: tuple[str, ...] = ()  # of TRAITS
+
+
+TRAITS = {
+    "turned": "with a picture its camera held another way, which is turned upright",
+    "animated": "with an animated picture or one of several pages, of which the first is seen",
+    "cmyk": "with a picture in print colours (CMYK), which are brought to RGB",
+    "deep": "with a picture of more than 8 bits a colour, which are brought to 8",
+    "narrow": "with a picture more than 20 times as long as wide",
+}
+
+
+def header(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and traits without decoding; a file that has not changed since is not opened again. Raises SampleErrors as
+    `image_size` does."""
+    version = _version(ref)
+    known = _HEADERS.get((version, max_pixels)) if version else None
+    if known is not None:
+        return known
     with _opened(ref, key, max_pixels) as image:
         width, height, orientation = *image.size, _orientation(image)
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow 11 turns its size already, 10 does not
             width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
-        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        found = Header(size, tuple(_traits(image, size, orientation)))
+    if version:
+        _remember(_HEADERS, (version, max_pixels), found)
+    return found
+
+
+def _traits(image: ImageFile.ImageFile, size: tuple[int, int], orientation: int) -> Iterator[str]:
+    if orientation in _UPRIGHT:
+        yield "turned"
+    if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and getattr(image, "is_animated", False):
+        yield "animated"
+    if image.mode in ("CMYK", "YCCK"):
+        yield "cmyk"
+    if image.mode.startswith(("I", "F")):
+        yield "deep"
+    if max(size) > 20 * min(size):
+        yield "narrow"
+
+
+Version = tuple[str, int, int, int]  # path, length, mtime and ctime in ns
+_HEADERS: dict[tuple[Version, int], Header] = {}
+_WHOLE: dict[Version, None] = {}
+_REMEMBERED = 1 << 18  # entries; about 300 bytes each
+
+
+def _version(ref: ImageRef) -> Version | None:
+    """What tells this file from what it was; None for bytes, and for what was written just now."""
+    if ref.data is not None:
+        return None
+    try:
+        stat = os.stat(ref.path)
+    except (OSError, ValueError):
+        return None
+    settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > TICK
+    return (ref.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) if settled else None
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(memory) >= _REMEMBERED:
+        memory.clear()
+    memory[key] = value
 
 
 def refuse_cut_off(ref: ImageRef, key: str) -> None:
@@ -88,6 +159,9 @@ def refuse_cut_off(ref: ImageRef, key: str) -> None:
 
     Only a picture that looks so is decoded, to be sure (some cameras append a film). Raises SampleError. Damage in
     the middle shows when the picture is read for training."""
+    version = _version(ref)
+    if version in _WHOLE:
+        return
     with _stream(ref, key) as stream:
         head = stream.read(12)
         stream.seek(0, os.SEEK_END)
@@ -102,6 +176,8 @@ def refuse_cut_off(ref: ImageRef, key: str) -> None:
     )
     if not whole:
         open_image(ref, key)
+    if version:
+        _remember(_WHOLE, version, None)
 
 
 @contextmanager

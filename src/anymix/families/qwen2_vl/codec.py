@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anymix.data import video
 from anymix.data.images import image_size, open_image
-from anymix.families.common.laying import IGNORE, Laid, lay
+from anymix.families.common.laying import IGNORE, Laid, Stretch, lay, outline
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Size, Token
 from anymix.families.qwen2_vl import template
@@ -237,6 +237,11 @@ class Qwen2VLCodec:
             Token(id, self.words.piece(id), role, label != IGNORE, next(whose) if role == "image" else None)
             for id, label, role in rows
         ]
+
+    def outline(self, conversation: Conversation) -> list[Stretch]:
+        """Where in a training row questions, answers, pictures and videos stand, as `measure` opens them."""
+        seen = self._seen(conversation)
+        return outline(self._lay(conversation, seen, roles=True).roles, self._tokens(seen))
 
     def patch_places(self, grids: Sequence[Grid]) -> Tensor:
         """Row and column (2, P) of every patch."""
