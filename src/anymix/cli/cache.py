@@ -13,7 +13,9 @@ import typer
 if TYPE_CHECKING:
     from anymix.data.store import Store
 
-app = typer.Typer(help="What training keeps of pictures, captions and lengths of rows, so that no run makes them twice.")
+app = typer.Typer(
+    help="What training keeps of pictures, captions and lengths of rows, so that no run makes them twice."
+)
 DAY = 86400.0
 WORDS = {
     "moments": "pictures", "text": "texts", "masks": "masks", "seen": "picture files remembered",

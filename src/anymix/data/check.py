@@ -193,7 +193,9 @@ def _looked_at(
         try:
             index_.keep({origin: one for origin, one in new.items() if isinstance(one, Found)})
         except OSError as error:
-            notes.append(f"lengths could not be kept in {index_.store.folder} ({error.strerror}): the next run measures")
+            notes.append(
+                f"lengths could not be kept in {index_.store.folder} ({error.strerror}): the next run measures"
+            )
     return {origin: (index, looked[origin]) for origin, index in first.items()}, remembered, notes
 
 

@@ -35,10 +35,13 @@ def note(groups: Sequence[Sequence[int]], key: Callable[[int], str]) -> Iterator
     if groups:
         shown = "; ".join(" = ".join(map(key, group[:SHOWN])) for group in groups[:SHOWN])
         count = sum(len(group) - 1 for group in groups)
-        yield f"rows that say of the same pictures what another says: {count} ({shown}{'; ...' * (len(groups) > SHOWN)})"
+        more = "; ..." * (len(groups) > SHOWN)
+        yield f"rows that say of the same pictures what another says: {count} ({shown}{more})"
 
 
-def _parts(group: list[int], found: Mapping[int, Found], step: Callable[[tuple[str, ...]], Hashable]) -> list[list[int]]:
+def _parts(
+    group: list[int], found: Mapping[int, Found], step: Callable[[tuple[str, ...]], Hashable]
+) -> list[list[int]]:
     """A group split by its files, unless they are the same ones by name."""
     if len({found[index].files for index in group}) == 1:
         return [group]

@@ -87,16 +87,7 @@ class Header:
     """What a picture's header says: its size upright, and what `open_image` will do that a person should know of."""
 
     size: tuple[int, int]  # width, height in pixels
-    traits: tuple[str, ...] = ()  # of TRAITS
-
-
-TRAITS = {
-    "turned": "with a picture its camera held another way, which is turned upright",
-    "animated": "with an animated picture or one of several pages, of which the first is seen",
-    "cmyk": "with a picture in print colours (CMYK), which are brought to RGB",
-    "deep": "with a picture of more than 8 bits a colour, which are brought to 8",
-    "narrow": "with a picture more than 20 times as long as wide",
-}
+    traits: tuple[str, ...] = ()  # turned, animated, cmyk, deep, narrow
 
 
 def header(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> Header:

@@ -154,7 +154,9 @@ def contents_of(source: Any) -> str | None:
             found = hashlib.blake2b(digest_size=20)
             while piece := file.read(1 << 22):
                 found.update(piece)
-        beside = os.path.join(os.path.dirname(source.name), "dataset_info.json")  # LLaMA-Factory's, which renames columns
+        beside = os.path.join(
+            os.path.dirname(source.name), "dataset_info.json"
+        )  # LLaMA-Factory's, which renames columns
         return digest((found.hexdigest(), type(source).__name__, str(stat_of(beside))))
     identity = getattr(source, "identity", None)
     return None if identity is None else digest((type(source).__name__, identity))

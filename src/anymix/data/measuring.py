@@ -24,6 +24,15 @@ CHUNK = 128  # rows a process is given at a time
 FEW = 1024  # rows that are not worth starting processes for
 
 
+TRAITS = {
+    "turned": "with a picture its camera held another way, which is turned upright",
+    "animated": "with an animated picture or one of several pages, of which the first is seen",
+    "cmyk": "with a picture in print colours (CMYK), which are brought to RGB",
+    "deep": "with a picture of more than 8 bits a colour, which are brought to 8",
+    "narrow": "with a picture more than 20 times as long as wide",
+}
+
+
 class Measured(Protocol):
     @property
     def tokens(self) -> int: ...
@@ -177,7 +186,7 @@ def _oddities(record: Any, conversation: Conversation) -> Iterator[str]:
 
 def _traits(conversation: Conversation) -> Iterator[str]:
     seen = {trait for ref in conversation.images for trait in images.header(ref, conversation.key).traits}
-    return (sentence for trait, sentence in images.TRAITS.items() if trait in seen)
+    return (sentence for trait, sentence in TRAITS.items() if trait in seen)
 
 
 def _words(conversation: Conversation) -> str:

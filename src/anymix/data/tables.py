@@ -278,6 +278,11 @@ class ArrowRows:
         stats = [(file["filename"], os.stat(file["filename"])) for file in self._dataset.cache_files]
         return repr((self._dataset._fingerprint, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]))
 
+    @property
+    def schema(self) -> Any:
+        """Of the rows as arrow has them."""
+        return self._dataset.features.arrow_schema
+
     def __len__(self) -> int:
         return len(self._dataset)
 
