@@ -26,7 +26,7 @@ class Words:
         self.asked.append(sample.key)
         if "forbidden" in sample.turns[0].text:
             raise SampleError(sample.key, "the codec cannot spell this", "write another word")
-        return Size(sum(len(turn.text.split()) for turn in sample.turns), len(sample.images), 0)
+        return Size(sum(len(turn.text.split()) for turn in sample.turns), len(sample.images), 1)
 
 
 def row(question: str, answer: str = "yes", image: str | None = None) -> str:
@@ -56,7 +56,8 @@ def test_all_problems_come_in_one_error_with_file_line_and_remedy(tmp_path):
     head, *lines = str(caught.value).split("\n")
     assert head == (
         "6 of 7 rows cannot be used "
-        "(rows that cannot be read: 3, pictures: 1, too long: 1, empty answers: 1); "
+        "(rows that cannot be read: 2, missing pictures: 1, marks that do not match pictures: 1, too long: 1, "
+        "empty answers: 1); "
         "correct them, or set data.on_error=skip to leave them out"
     )
     expected = {

@@ -13,9 +13,14 @@ import typer
 if TYPE_CHECKING:
     from anymix.data.store import Store
 
-app = typer.Typer(help="What training keeps of pictures and captions, so that no run encodes them twice.")
+app = typer.Typer(
+    help="What training keeps of pictures, captions and lengths of rows, so that no run makes them twice."
+)
 DAY = 86400.0
-WORDS = {"moments": "pictures", "text": "texts", "masks": "masks", "seen": "picture files remembered"}
+WORDS = {
+    "moments": "pictures", "text": "texts", "masks": "masks", "seen": "picture files remembered",
+    "lengths": "data files measured",
+}  # fmt: skip
 
 Folder = Annotated[
     Path | None, typer.Option("--path", help="Folder of the cache (cache.path of the recipe); default: the usual one.")

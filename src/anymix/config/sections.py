@@ -93,7 +93,12 @@ class Data(Section):
     caption_dropout: Share = _key(0.0, "how often a picture is shown without its caption, drawn each epoch")
     shuffle_caption: bool = _key(False, "tags of a caption, told apart by commas, in a new order each epoch")
     keep_tokens: Annotated[int, Field(ge=0)] = _key(0, "with shuffle_caption: so many tags keep their place in front")
-    max_length: Positive = _key(4096, "longest row in tokens, pictures included; a longer one is an error")
+    max_length: Positive = _key(4096, "longest row in tokens, pictures included; see data.too_long for longer ones")
+    too_long: Literal["error", "drop_turns", "skip"] = _key(
+        "error",
+        "a row longer than data.max_length is one that cannot be used; drop_turns leaves out its last questions with "
+        "their answers, whole, until it fits, and skip the row, counted and listed. No picture or answer is ever cut",
+    )
     on_error: Literal["raise", "skip"] = _key(
         "raise", "a row that cannot be used stops the run before step 1, or is skipped, counted and listed"
     )
@@ -122,7 +127,9 @@ class DreamBooth(Section):
 
 class Cache(Section):
     use: bool = _key(
-        True, "keep what the VAE and the text encoders make of pictures and captions; they then leave the card"
+        True,
+        "keep what the VAE and the text encoders make of pictures and captions, which then leave the card, and how long "
+        "rows of text are",
     )
     path: str | None = _key(None, "folder of the cache, shared between runs; default: ~/.cache/anymix/pictures")
     limit_gb: float = _key(100.0, "largest size of the cache; what was not used for longest goes first", gt=0)

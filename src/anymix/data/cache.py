@@ -22,13 +22,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from anymix.data.images import image_size
-from anymix.data.store import Store
+from anymix.data.store import TICK, Store
 from anymix.data.views import View
 from anymix.samples import ImageRef, SampleError
 
 FORMAT = "1"  # to be raised when pictures are cut, scaled or encoded in another way than before
 SUM = "crc32"
-TICK = 20_000_000  # ns within which two writes may leave one mtime: clocks of disks tick every 1 to 10 ms
 
 
 @dataclass(frozen=True)

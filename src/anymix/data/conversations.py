@@ -23,6 +23,7 @@ from typing import Any, Protocol, overload
 from anymix.data.check import Verdict, check, check_row
 from anymix.data.grammar import Reading, opens_with_answer, parse
 from anymix.data.llamafactory import Renamed, entry_of, is_info
+from anymix.data.measuring import shortened
 from anymix.data.named import columns_of
 from anymix.data.pages import file_of, unfolded
 from anymix.data.places import Places
@@ -129,13 +130,18 @@ class Rows(Sequence[Conversation]):
     """Conversations by index, parsed when asked for. Small, and pickles for loader workers.
 
     `rows[i]` raises SampleError for a row that cannot be used; `key(i)` never parses; slices and `take` give
-    Rows. `notes` are sentences to show a person once (a meta file with a wrong length, a set switched off).
+    Rows. `notes` are sentences to show a person once (a meta file with a wrong length, a set switched off). `kept`:
+    by origin, how many turns there are of a row that was shortened.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], notes: tuple[str, ...] = (), picked: Sequence[int] | None = None
+        self,
+        blocks: Sequence[Block],
+        notes: tuple[str, ...] = (),
+        picked: Sequence[int] | None = None,
+        kept: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
-        self.blocks, self.notes = tuple(blocks), notes
+        self.blocks, self.notes, self.kept = tuple(blocks), notes, dict(kept or {})
         self._places = Places([b.used for b in self.blocks], [b.repeats for b in self.blocks], picked)
 
     def __len__(self) -> int:
@@ -153,7 +159,8 @@ class Rows(Sequence[Conversation]):
     def said(self, index: int) -> Conversation:
         """The row as it is written: a PDF it names is still one picture, not its pages."""
         block, n = self._find(index)
-        return parse(block.source.record(n), block.source.key(n), block.reading)
+        whole = parse(block.source.record(n), block.source.key(n), block.reading)
+        return shortened(whole, self.kept.get(self.origin(index)))
 
     def key(self, index: int) -> str:
         """file:line (or file:row n) of a row, without parsing it; repeats of a row share it."""
@@ -171,7 +178,11 @@ class Rows(Sequence[Conversation]):
 
     def take(self, indices: Sequence[int]) -> Rows:
         """The rows at these indices, in this order."""
-        return Rows(self.blocks, self.notes, self._places.take(indices).picked)
+        return Rows(self.blocks, self.notes, self._places.take(indices).picked, self.kept)
+
+    def shortened(self, kept: Mapping[tuple[int, int], int]) -> Rows:
+        """The same rows, of those at these origins the first so many turns."""
+        return Rows(self.blocks, self.notes, self._places.picked, kept)
 
     def _find(self, index: int) -> tuple[Block, int]:
         b, n = self.origin(index)

@@ -15,15 +15,18 @@ import difflib
 import io
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from anymix.data import pages
+from anymix.data.store import TICK
 from anymix.samples import ImageRef, SampleError
 
 TAIL = 4096  # bytes at the end of a file in which its last mark is looked for
@@ -79,13 +82,72 @@ def open_image(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS, page: i
 def image_size(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels as `open_image` would return it, without decoding. Raises the same
     SampleErrors, but for damage that shows only in the pixels."""
+    return header(ref, key, max_pixels=max_pixels).size
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's header says: its size upright, and what `open_image` will do that a person should know of."""
+
+    size: tuple[int, int]  # width, height in pixels
+    traits: tuple[str, ...] = ()  # turned, animated, cmyk, deep, narrow
+
+
+def header(ref: ImageRef, key: str, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and traits without decoding; a file that has not changed since is not opened again. Raises SampleErrors as
+    `image_size` does."""
     if pages.is_pdf(ref):
-        return pages.size(ref, key, max_pixels)
+        return Header(pages.size(ref, key, max_pixels))
+    version = _version(ref)
+    known = _HEADERS.get((version, max_pixels)) if version else None
+    if known is not None:
+        return known
     with _opened(ref, key, max_pixels) as image:
         width, height, orientation = *image.size, _orientation(image)
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow 11 turns its size already, 10 does not
             width, height, orientation = (image.tag_v2.get(tag, 1) for tag in (256, 257, 274))
-        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        found = Header(size, tuple(_traits(image, size, orientation)))
+    if version:
+        _remember(_HEADERS, (version, max_pixels), found)
+    return found
+
+
+def _traits(image: ImageFile.ImageFile, size: tuple[int, int], orientation: int) -> Iterator[str]:
+    if orientation in _UPRIGHT:
+        yield "turned"
+    if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and getattr(image, "is_animated", False):
+        yield "animated"
+    if image.mode in ("CMYK", "YCCK"):
+        yield "cmyk"
+    if image.mode.startswith(("I", "F")):
+        yield "deep"
+    if max(size) > 20 * min(size):
+        yield "narrow"
+
+
+Version = tuple[str, int, int, int]  # path, length, mtime and ctime in ns
+_HEADERS: dict[tuple[Version, int], Header] = {}
+_WHOLE: dict[Version, None] = {}
+_REMEMBERED = 1 << 18  # entries; about 300 bytes each
+
+
+def _version(ref: ImageRef) -> Version | None:
+    """What tells this file from what it was; None for bytes, and for what was written just now."""
+    if ref.data is not None:
+        return None
+    try:
+        stat = os.stat(ref.path)
+    except (OSError, ValueError):
+        return None
+    settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > TICK
+    return (ref.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) if settled else None
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(memory) >= _REMEMBERED:
+        memory.clear()
+    memory[key] = value
 
 
 def refuse_cut_off(ref: ImageRef, key: str) -> None:
@@ -95,6 +157,9 @@ def refuse_cut_off(ref: ImageRef, key: str) -> None:
     the middle shows when the picture is read for training."""
     if pages.is_pdf(ref):
         return  # its table of contents is at its end, and has been read
+    version = _version(ref)
+    if version in _WHOLE:
+        return
     with _stream(ref, key) as stream:
         head = stream.read(12)
         stream.seek(0, os.SEEK_END)
@@ -109,6 +174,8 @@ def refuse_cut_off(ref: ImageRef, key: str) -> None:
     )
     if not whole:
         open_image(ref, key)
+    if version:
+        _remember(_WHOLE, version, None)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The folder of the picture cache: whole files under names that say what is in them; the longest unused go first.
 
-`moments/ab/ab12...safetensors`, and so for text and masks; `seen/` holds what is known of picture files. A file is
+`moments/ab/ab12...safetensors`, and so for text and masks; `seen/` holds what is known of picture files,
+`lengths/` what the check found of rows. A file is
 written in `making/`, made durable and renamed, so several processes, a full disk or a kill at any byte leave only
 whole ones. When one was last used is its mtime, renewed at most hourly by whoever reads it (atime is often off).
 Imports no torch: `anymix cache` shows and clears with nothing but this.
@@ -19,11 +20,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = {"moments": ".safetensors", "text": ".safetensors", "masks": ".safetensors", "seen": ".json"}
+KINDS = {
+    "moments": ".safetensors", "text": ".safetensors", "masks": ".safetensors", "seen": ".json", "lengths": ".json",
+}  # fmt: skip
 MAKING = "making"
 NAME = re.compile(r"[0-9a-f]{40}\.(safetensors|json)")
 SHELF = re.compile(r"[0-9a-f]{2}")
 FRESH = 3600.0  # seconds within which a use is not noted again, and a file being made is not taken for a leftover
+TICK = 20_000_000  # ns within which two writes may leave one mtime: clocks of disks tick every 1 to 10 ms
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -272,6 +272,17 @@ class ArrowRows:
     def columns(self) -> tuple[str, ...]:
         return tuple(self._dataset.column_names)
 
+    @property
+    def identity(self) -> str:
+        """Tells these rows from others without reading them: what `datasets` calls them, and how their files look."""
+        stats = [(file["filename"], os.stat(file["filename"])) for file in self._dataset.cache_files]
+        return repr((self._dataset._fingerprint, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]))
+
+    @property
+    def schema(self) -> Any:
+        """Of the rows as arrow has them."""
+        return self._dataset.features.arrow_schema
+
     def __len__(self) -> int:
         return len(self._dataset)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from anymix.config import Run
 from anymix.data import captions, conversations
 from anymix.data.check import Verdict, check
 from anymix.data.check_pictures import check_pictures
 from anymix.data.loader import hold_out
+from anymix.data.store import Store, default_folder
 from anymix.device import ranks
 from anymix.families.contract import Family, ImageFamily
 from anymix.train import pictures
@@ -29,6 +31,7 @@ class Gathered:
     verdict: Verdict  # what the check found among the training rows
     skipped_held: Skipped  # validation rows left out
     held_verdict: Verdict | None = None  # what the check found among the validation rows
+    shortened_held: Skipped = field(default_factory=list)  # validation rows without their last turns
 
     @property
     def longest(self) -> int:
@@ -58,11 +61,17 @@ def gather(run: Run, family: Family, me: ranks.Ranks, say: Say) -> Gathered:
         held = _read(run, family, data.val)
     verdict = _checked(rows, run, family, me, "training", say)
     skipped: Skipped = []
+    shortened: Skipped = []
     of_held: Verdict | None = None
     if held is not None:
         of_held = _checked(held, run, family, me, "validation", say)
-        held, skipped = held.take(of_held.good), of_held.skipped
-    return Gathered(rows.take(verdict.good), held, verdict, skipped, of_held)
+        held, skipped, shortened = _usable(held, of_held), of_held.skipped, of_held.shortened
+    return Gathered(_usable(rows, verdict), held, verdict, skipped, of_held, shortened)
+
+
+def _usable(rows: Rows, verdict: Verdict) -> Rows:
+    good = rows.take(verdict.good)
+    return good.shortened(verdict.kept) if isinstance(good, conversations.Rows) else good
 
 
 def _read(run: Run, family: Family, path: str | list[str]) -> Rows:
@@ -94,7 +103,12 @@ def _examine(rows: Rows, run: Run, family: Family, progress: Callable[[int, int]
             on_error=run.data.on_error,
             progress=progress,
         )
-    return check(rows, family.codec, run.data.max_length, run.data.on_error, progress)
+    data, cache = run.data, run.cache
+    store = Store(Path(cache.path).expanduser() if cache.path else default_folder()) if cache.use else None
+    return check(
+        rows, family.codec, data.max_length, data.on_error, progress,
+        too_long=data.too_long, workers=data.workers, store=store,
+    )  # fmt: skip
 
 
 def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, say: Say) -> Verdict:
@@ -107,13 +121,19 @@ def _checked(rows: Rows, run: Run, family: Family, me: ranks.Ranks, which: str, 
     verdict = _examine(rows, run, family, _alive(which, say))
     for note in verdict.notes:
         say(f"  {note}")
-    if verdict.skipped:
-        say(f"{len(verdict.skipped)} {which} rows are skipped (data.on_error=skip):")
-        for key, reason in verdict.skipped[:20]:
-            say(f"  {key}: {reason}")
-        if len(verdict.skipped) > 20:
-            say(f"  and {len(verdict.skipped) - 20} more, all of them in run.json")
+    asked = [f"data.{key}=skip" for key in ("on_error", "too_long") if getattr(run.data, key) == "skip"]
+    _list(verdict.skipped, f"{which} rows are skipped ({' and '.join(asked)})", say)
+    _list(verdict.shortened, f"{which} rows are shortened by whole turns (data.too_long=drop_turns)", say)
     return ranks.broadcast_object(verdict)
+
+
+def _list(rows: Skipped, what: str, say: Say) -> None:
+    if rows:
+        say(f"{len(rows)} {what}:")
+    for key, reason in rows[:20]:
+        say(f"  {key}: {reason}")
+    if len(rows) > 20:
+        say(f"  and {len(rows) - 20} more, all of them in run.json")
 
 
 def _alive(which: str, say: Say) -> Callable[[int, int], None]:

@@ -382,6 +382,7 @@ def _describe(loop: _Loop, device: Device, status: str) -> None:
                 "rows": len(loop.ready.rows),
                 "held_out": len(loop.ready.found.held or ()),
                 "skipped": verdict.skipped + loop.ready.found.skipped_held,
+                "shortened": verdict.shortened + loop.ready.found.shortened_held,
             },
             "versions": metrics.versions(),
         },

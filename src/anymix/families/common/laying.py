@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from anymix.families.common.words import Words
@@ -46,6 +47,22 @@ class Laid:
     roles: list[str]
 
 
+class Stretch(NamedTuple):
+    """Neighbouring tokens of one role; of image, those of one picture or video."""
+
+    role: str
+    tokens: int
+    picture: int | None = None  # its number in the row, from 0 in reading order
+
+
+def outline(roles: Sequence[str], shown: Sequence[int]) -> list[Stretch]:
+    """The roles of a row's tokens as stretches. `shown`: tokens of each picture and video, in reading order."""
+    left = [n for n, count in enumerate(shown) for _ in range(count)]
+    whose = iter(left)
+    named = [(role, next(whose) if role == "image" else None) for role in roles]
+    return [Stretch(role, len(list(run)), picture) for (role, picture), run in groupby(named)]
+
+
 def lay(words: Words, messages: Sequence[Message], *, roles: bool = False) -> Laid:
     """Ids and labels of a row, BOS first where the tokenizer adds one. `roles` names the role of every token,
     which costs one more encoding per segment."""
@@ -66,11 +83,13 @@ def text_of(messages: Sequence[Message]) -> str:
 
 def _owned(words: Words, message: Message, start: bool, every: bool) -> Iterator[tuple[Segment, list[int]]]:
     """Segments of one message with the ids each owns; neighbours nobody needs to tell apart are joined."""
-    whole = words.encode("".join(segment.text for segment in message), start)
+    said = "".join(segment.text for segment in message)
+    whole, length = words.encode(said, start), len(said)
     text, begin = "", 0
     for segment in message if every else _joined(message):
         text += segment.text
-        end = max(begin, len(words.encode(text, start)))
+        # the last prefix is the message itself, encoded already; only what stands before it is encoded again
+        end = len(whole) if len(text) == length else max(begin, len(words.encode(text, start)))
         yield segment, whole[begin:end] * segment.repeat
         begin = end
 

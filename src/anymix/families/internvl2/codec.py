@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anymix.data.images import image_size, open_image
 from anymix.families.common.language import counted, end_to_end
-from anymix.families.common.laying import IGNORE, Laid, Message, lay
+from anymix.families.common.laying import IGNORE, Laid, Message, Stretch, lay, outline
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.internvl2 import tiling
@@ -254,6 +254,11 @@ class InternVL2Codec:
             found.append(Sight(ref.path, size, seen, len(tiles) * self.tokens_per_tile, tuple(tiles)))
         return found
 
+    def outline(self, conversation: Conversation) -> list[Stretch]:
+        """Where in a training row questions, answers and pictures stand. Opens headers alone, as `measure` does."""
+        grids = self._grids(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        return outline(self._lay(conversation, grids, roles=True).roles, self._tokens(grids))
+
     # --- inside
 
     @property
@@ -286,8 +291,12 @@ class InternVL2Codec:
                     f"the {turn.role} turn contains {forged}, which the model would read as a mark",
                     "write it another way, or leave the row out",
                 )
-        tokens = [self.tokens_per_tile * tiling.count_tiles(grid, self.thumbnail) for grid in grids]
-        return render(self.template, conversation, tokens, answer=answer, system_message=self.system_message)
+        system = self.system_message
+        return render(self.template, conversation, self._tokens(grids), answer=answer, system_message=system)
+
+    def _tokens(self, grids: Sequence[Grid]) -> list[int]:
+        """Placeholders of every picture."""
+        return [self.tokens_per_tile * tiling.count_tiles(grid, self.thumbnail) for grid in grids]
 
     def _lay(self, conversation: Conversation, grids: Sequence[Grid], roles: bool = False) -> Laid:
         """A training row, checked."""

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from anymix.data.images import image_size, open_image
 from anymix.families.common.language import counted, end_to_end
-from anymix.families.common.laying import IGNORE, Laid, lay
+from anymix.families.common.laying import IGNORE, Laid, lay, outline
+from anymix.families.common.laying import Stretch as Run
 from anymix.families.common.shards import read_json
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Sight, Size, Token
@@ -231,6 +232,11 @@ class LlavaNextCodec:
             for ref, view in zip(conversation.images, views, strict=True)
         ]
 
+    def outline(self, conversation: Conversation) -> list[Run]:
+        """Where in a training row questions, answers and pictures stand. Opens headers alone, as `measure` does."""
+        views = self._views(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        return outline(self._lay(conversation, views, roles=True).roles, self._tokens(views))
+
     # --- inside
 
     def _views(self, conversation: Conversation, sizes: Sequence[anyres.Size]) -> list[View]:
@@ -266,8 +272,12 @@ class LlavaNextCodec:
                     f"the {turn.role} turn contains {forged}, which the model would read as a mark",
                     "write it another way, or leave the row out",
                 )
-        tokens = [anyres.count_tokens(view.size, view.grid, self.side) for view in views]
-        return render(self.template, conversation, tokens, answer=answer, system_message=self.system_message)
+        system = self.system_message
+        return render(self.template, conversation, self._tokens(views), answer=answer, system_message=system)
+
+    def _tokens(self, views: Sequence[View]) -> list[int]:
+        """Placeholders of every picture."""
+        return [anyres.count_tokens(view.size, view.grid, self.side) for view in views]
 
     def _laid(self, stretches: Sequence[Stretch], roles: bool = False) -> Laid:
         begins = self.words.adds_bos or self.template.begins

@@ -19,7 +19,7 @@ from torch import Tensor
 from anymix.data import video
 from anymix.data.images import image_size, open_image
 from anymix.families.common.language import end_to_end
-from anymix.families.common.laying import IGNORE, Laid, lay
+from anymix.families.common.laying import IGNORE, Laid, Stretch, lay, outline
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.qwen2_vl import template
@@ -246,6 +246,11 @@ class Qwen2VLCodec:
         seconds = () if film.fps is None else tuple(frame / film.fps for frame in one.frames)
         tiles = video.named(one.ref, key, one.frames, seconds, self.cut.temporal)
         return Sight(one.ref.path, film.size, seen, tokens, tuple(tiles), one.frames, seconds)
+
+    def outline(self, conversation: Conversation) -> list[Stretch]:
+        """Where in a training row questions, answers, pictures and videos stand, as `measure` opens them."""
+        seen = self._seen(conversation)
+        return outline(self._lay(conversation, seen, roles=True).roles, self._tokens(seen))
 
     def patch_places(self, grids: Sequence[Grid]) -> Tensor:
         """Row and column (2, P) of every patch."""

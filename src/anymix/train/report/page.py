@@ -242,12 +242,19 @@ def _said(value: Any) -> str:
 
 def _data(record: Record, w: Words) -> Html:
     data = record.facts.get("data", {})
-    skipped = data.get("skipped", [])
+    skipped, shortened = data.get("skipped", []), data.get("shortened", [])
     lines = {w["rows"]: data.get("rows"), w["held_out"]: data.get("held_out"), w["skipped"]: len(skipped)}
-    more = w["more rows"].format(count=len(skipped) - LISTED) if len(skipped) > LISTED else ""
-    listed = [(samples.clipped(str(key), w), samples.clipped(str(reason), w)) for key, reason in skipped[:LISTED]]
-    why = folded(w["why skipped"], table((w["row"], w["reason"]), listed), tag("p", more)) if skipped else ""
-    return _part(w["data"], _pairs(lines.items()), why)
+    lines |= {w["shortened"]: len(shortened)} if shortened else {}
+    lists = [_listed(w["why skipped"], skipped, w), _listed(w["why shortened"], shortened, w)]
+    return _part(w["data"], _pairs(lines.items()), *lists)
+
+
+def _listed(title: str, rows: Sequence[tuple[str, str]], w: Words) -> Html:
+    if not rows:
+        return Html()
+    more = w["more rows"].format(count=len(rows) - LISTED) if len(rows) > LISTED else ""
+    listed = [(samples.clipped(str(key), w), samples.clipped(str(reason), w)) for key, reason in rows[:LISTED]]
+    return folded(title, table((w["row"], w["reason"]), listed), tag("p", more))
 
 
 # -------------------------------------------------------------------------------------------------- next

@@ -90,6 +90,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "held_out": ("Rows held out", "留出行数"),
     "skipped": ("Rows skipped", "跳过的行"),
     "why skipped": ("Skipped rows and why", "跳过的行及原因"),
+    "shortened": ("Rows without their last turns", "去掉末尾轮次的行"),
+    "why shortened": ("Shortened rows and what was left out", "被缩短的行及所去掉的内容"),
     "row": ("row", "行"),
     "reason": ("reason", "原因"),
     "more rows": ("and {count} more, all of them in run.json", "另有 {count} 行，全部见 run.json"),
