@@ -191,12 +191,20 @@ def film(
     number: int, kind: str | None = None, length: int | None = None, size: tuple[int, int] | None = None, turn: int = 0
 ) -> Film:
     """The film of one integer; `kind` (of `KINDS`), `length` and `size` fix what is else drawn."""
+    stage, frames, question = plot(number, kind, length, size, turn)
+    return Film(tuple(_picture(shapes, stage, number) for shapes in frames), (question,), number)
+
+
+def plot(
+    number: int, kind: str | None = None, length: int | None = None, size: tuple[int, int] | None = None, turn: int = 0
+) -> tuple[Stage, list[Frame], Question]:
+    """What happens in a film, before anything is drawn: its shapes picture by picture, and the question."""
     rng = random.Random(number)
     drawn = rng.choice(list(KINDS)), rng.choice(LENGTHS), rng.choices(list(SIZES), list(SIZES.values()))[0]
-    stage = Stage(rng, random.Random(f"{number}/{turn}"), size or drawn[2], length or drawn[1], rng.choice(COLOURS))
+    choice = random.Random(f"{number}/{turn}")
+    stage = Stage(rng, choice, size or drawn[2], length or drawn[1], rng.choice(COLOURS))
     frames, question = KINDS[kind or drawn[0]](stage)
-    pictures = tuple(_picture(shapes, stage, number) for shapes in frames)
-    return Film(pictures, (question,), number)
+    return stage, frames, question
 
 
 def _picture(shapes: Frame, stage: Stage, number: int) -> Picture:
