@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anymix.cli import checking, options
+from anymix.cli import checking, films, options
 
 if TYPE_CHECKING:
     from anymix.families.contract import Token
 
 app = typer.Typer(help="Look at training rows, and bring tables and other formats into training form.")
 app.command()(checking.check)
+app.command()(films.films)
 STYLES = {"system": "dim", "user": "cyan", "assistant": "green", "mark": "magenta", "image": "yellow"}
 
 

@@ -223,15 +223,15 @@ def _around(at: float, edge: int, reach: float) -> list[float]:
     return [at, *([at + edge] if at < reach else []), *([at - edge] if at > edge - reach else [])]
 
 
-def stream(seed: int = 0) -> Iterator[Film]:
-    """Films to train on, none twice and none of the tests'."""
+def stream(seed: int = 0, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[Film]:
+    """Films to train on, none twice and none of the tests', each of another kind than the one before."""
     for number in range(FIRST * (seed + 1), FIRST * (seed + 2)):
-        yield film(number)
+        yield film(number, kinds[number % len(kinds)])
 
 
-def sheet(each: int, first: int = FIRST_TEST) -> dict[str, list[Film]]:
+def sheet(each: int, kinds: Sequence[str] = tuple(KINDS), first: int = FIRST_TEST) -> dict[str, list[Film]]:
     """kind -> so many films nobody trains on."""
-    return {kind: [film(first + k * 1_000_000 + n, kind) for n in range(each)] for k, kind in enumerate(KINDS)}
+    return {kind: [film(first + list(KINDS).index(kind) * 1_000_000 + n, kind) for n in range(each)] for kind in kinds}
 
 
 # ----------------------------------------------------------------------------------------------- as rows, as files
