@@ -35,4 +35,6 @@ def films(
     trained = list(itertools.islice(drawn.stream(0, kinds), count))
     drawn.write(asked, folder, "test.jsonl")
     drawn.write(trained, folder, "train.jsonl")
-    typer.echo(f"{count} films to train on: {folder / 'train.jsonl'}; {len(asked)} to ask about: {folder / 'test.jsonl'}")
+    typer.echo(
+        f"{count} films to train on: {folder / 'train.jsonl'}; {len(asked)} to ask about: {folder / 'test.jsonl'}"
+    )

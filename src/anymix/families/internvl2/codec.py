@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anymix.data.grammar import FILM, MARK
 from anymix.families.common.laying import IGNORE, Laid, Message, lay
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Size, Token
@@ -179,6 +180,11 @@ class InternVL2Codec:
         """The same codec without augmentation, for validation."""
         return replace(self, augment=False)
 
+    def lead(self, pictures: int, videos: int) -> str:
+        """Lines, videos first; several pictures have a number, as the model card writes them."""
+        numbered = [f"Image-{n + 1}: {MARK}\n" for n in range(pictures)] if pictures > 1 else [f"{MARK}\n"] * pictures
+        return f"{FILM}\n" * videos + "".join(numbered)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""
         return self.words.decode(ids)
@@ -276,9 +282,7 @@ class InternVL2Codec:
         assert id is not None, mark  # checked at construction
         return id
 
-    def _shown(
-        self, conversation: Conversation, rng: random.Random | None = None
-    ) -> tuple[Conversation, list[Shown]]:
+    def _shown(self, conversation: Conversation, rng: random.Random | None = None) -> tuple[Conversation, list[Shown]]:
         """The row with frames for its videos, and all its pictures. Raises SampleError for one that cannot be read."""
         self._refuse_forged(conversation)
         return unrolled(conversation, self.frames, rng)
@@ -317,6 +321,8 @@ class InternVL2Codec:
             tiles = self._count(grids)
             pictures = f", {tiles * self.tokens_per_tile} of them for {tiles} picture tiles" if tiles else ""
             fewer = f"lower model.max_tiles (now {self.max_tiles}), " if tiles > len(grids) else ""
+            if any(image.max_tiles == 1 for image in conversation.images):
+                fewer = f"lower model.max_frames (now {self.frames.most}), {fewer}"
             raise SampleError(
                 conversation.key,
                 f"the row is {len(laid.ids)} tokens{pictures}, longer than data.max_length={self.max_length}",
