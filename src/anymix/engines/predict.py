@@ -159,6 +159,7 @@ class _Job:
         try:
             conversation, reference = last_question(self.rows[n])
             line["images"] = [ref.path for ref in conversation.images]
+            line |= {"videos": [ref.path for ref in conversation.videos]} if conversation.videos else {}
             line |= {} if reference is None else {"reference": reference}
             return _Ready(self.engine.prompt(conversation), line)
         except SampleError as error:
