@@ -19,7 +19,7 @@ from anymix.data.pages import SUFFIX as PDF
 from anymix.data.pages import file_of
 from anymix.data.sheets import SheetRows
 from anymix.data.tables import read_table
-from anymix.engines.chat import ask
+from anymix.engines.chat import Lead, ask
 from anymix.families.common.folders import nearest
 from anymix.samples import Conversation, SampleError
 
@@ -65,6 +65,7 @@ class Pictures(Sequence[Conversation]):
     paths: tuple[str, ...]
     question: str
     others: tuple[str, ...] = ()
+    lead: Lead | None = None  # how the family that is asked has pictures before a question
 
     @classmethod
     def of(cls, folder: str | Path, question: str) -> Pictures:
@@ -80,7 +81,7 @@ class Pictures(Sequence[Conversation]):
     def __getitem__(self, n: Any) -> Any:
         if isinstance(n, slice):
             return replace(self, paths=self.paths[n])
-        return Conversation((ask(self.question, [self.paths[n]]),), self.key(n))
+        return Conversation((ask(self.question, [self.paths[n]], lead=self.lead),), self.key(n))
 
     def key(self, n: int) -> str:
         return self.paths[n]
