@@ -37,7 +37,6 @@ from anymix.engines.chat import ChatEngine
 from anymix.engines.sampling import Sampling
 from anymix.families.common.laying import IGNORE
 from anymix.families.internvl2 import tiling
-from anymix.families.llava_next import anyres
 from anymix.families.qwen2_vl import patches
 from anymix.samples import Conversation
 from anymix.train import checkpoint
@@ -144,14 +143,20 @@ def asked(family: Any, theirs: Any, ids: Tensor, seen: Any, row: Conversation) -
         found["mm_token_type_ids"] = (ids == theirs.config.image_token_id).long()[None]
     if seen is None:
         return found
+    values = bytes_to_values(codec, seen)
     if family.name == "internvl2":
-        return {**found, "pixel_values": tiling.normalise(seen, codec.mean, codec.std)}
+        return {**found, "pixel_values": values}
     if family.name == "llava_next":
         width, height = image_size(row.images[0], row.key)
-        values = anyres.normalise(seen, codec.mean, codec.std)
         return {**found, "pixel_values": values[None], "image_sizes": torch.tensor([[height, width]])}
     grids = torch.tensor([codec.cut.picture(*image_size(ref, row.key)) for ref in row.images])
-    return {**found, "pixel_values": patches.normalise(seen, codec.mean, codec.std), "image_grid_thw": grids}
+    return {**found, "pixel_values": values, "image_grid_thw": grids}
+
+
+def bytes_to_values(codec: Any, seen: Tensor) -> Tensor:
+    """Tiles or patches as a codec hands them on -> what a vision tower is given, fp32."""
+    normalise = {2: patches.normalise, 4: tiling.normalise}[seen.ndim]
+    return normalise(seen, codec.mean, codec.std)
 
 
 def pixels_of(item: Any) -> Tensor | None:
