@@ -78,6 +78,12 @@ def _architecture(folder: Path) -> str:
     named = tree.get("architectures") or [_BY_TYPE.get(str(tree.get("model_type")))]
     if not isinstance(named, list) or not named or not named[0]:
         raise ValueError(f"{config} names no architecture, expected one such as InternVLChatModel; copy it again")
+    if tree.get("quantization_config"):
+        how = tree["quantization_config"].get("quant_method", "see its quantization_config")
+        raise ValueError(
+            f"{folder} holds quantised weights ({how}), expected whole ones; take the version of this model that is "
+            "not quantised"
+        )
     return str(named[0])
 
 

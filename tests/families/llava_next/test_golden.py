@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlavaNextProcessor
+from transformers.image_processing_utils import select_best_resolution
 
 from anymix.families.common.attention import already_isolated
 from anymix.families.contract import Batch, Prompt
@@ -24,6 +28,7 @@ FACTS = json.loads((GOLDEN / "golden.json").read_text())
 TOWER = CONFIG["vision_tower_config_for_this_fixture"]
 PICTURES = ("wide_800x600", "tall_250x1000", "square_300x300", "near_201x99")
 SIDE = 4
+RELEASED = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # pinpoints, (width, height)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +197,31 @@ def test_the_anyres_table() -> None:
         assert [bottom - top, right - left] == row["unpadded_feature_hw"], size
         assert anyres.count_tokens(size, grid, side) == row["num_tokens_spatial_unpad"], size
         assert len(anyres.sources(size, grid, side)) == row["num_tokens_spatial_unpad"], size
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 4000), st.integers(1, 4000))
+@example(1344, 336)
+@example(672, 672)
+def test_transformers_counts_the_same_tokens(width: int, height: int) -> None:
+    """What serves a model made here writes as many placeholders for a picture."""
+    assume({width, height} != {704, 396})
+    assert _counted(width, height) == _counted_by_transformers(width, height)
+
+
+@pytest.mark.parametrize(("size", "ours", "theirs"), [((704, 396), 1850, 1948), ((396, 704), 1872, 1968)])
+def test_where_transformers_rounds_and_the_original_does_not(size: tuple[int, int], ours: int, theirs: int) -> None:
+    """396 * (48 / 704) is 26.999...96 in floating point, so 26 in the original, which the models were trained with,
+    and 27 there; no other of 77,284 sizes tried differs."""
+    assert (_counted(*size), _counted_by_transformers(*size)) == (ours, theirs)
+
+
+def _counted(width: int, height: int) -> int:
+    return anyres.count_tokens((width, height), anyres.grid_of((width, height), RELEASED, 336), 24)
+
+
+def _counted_by_transformers(width: int, height: int) -> int:
+    tall, wide = select_best_resolution((height, width), [canvas[::-1] for canvas in RELEASED])
+    counts: Any = LlavaNextProcessor._get_unpadded_features
+    features, newlines = counts(None, height, width, 24, 24, tall // 336, wide // 336)
+    return int(features + newlines + 24 * 24)

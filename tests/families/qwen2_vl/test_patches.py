@@ -69,14 +69,18 @@ def test_every_value_a_byte_can_have() -> None:
     assert torch.equal(normalise(cut.flatten([image], cut.picture(28, 1008)), MEAN, STD), expected)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_videos_to_the_bit(count: int) -> None:
+@pytest.mark.parametrize("most", [12544, 100352, 12845056])
+@pytest.mark.parametrize(
+    ("width", "height", "count"),
+    [(200, 120, 1), (200, 120, 2), (200, 120, 5), (113, 399, 3), (37, 500, 4), (20, 30, 7), (640, 360, 2)],
+)
+def test_videos_to_the_bit(width: int, height: int, count: int, most: int) -> None:
     """Frame n of a pair stands where the processor of pictures repeats its one frame; an odd end stands twice."""
-    cut, frames = Cut(), [picture(200, 120, seed) for seed in range(count)]
-    grid = cut.video(200, 120, count)
-    size = (grid.w * 14, grid.h * 14)
-    same = Cut(min_pixels=size[0] * size[1], max_pixels=size[0] * size[1])
-    single = [processor(same)(frame, return_tensors="pt") for frame in frames]
+    cut, frames = Cut(max_pixels=most), [picture(width, height, seed) for seed in range(count)]
+    grid = cut.video(width, height, count)
+    most = min(most, VIDEO_MOST)
+    bounds = Cut(min_pixels=min(VIDEO_LEAST, most), max_pixels=most)  # of a frame, in a film as short as these
+    single = [processor(bounds)(frame, return_tensors="pt") for frame in frames]
     assert all(s["image_grid_thw"][0].tolist() == [1, grid.h, grid.w] for s in single)
     values = [s["pixel_values"].unflatten(1, (3, 2, 14, 14))[:, :, 0] for s in single]
     values += [values[-1]] * (count % 2)

@@ -29,6 +29,7 @@ WEIGHT_FILE = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.sa
 SHARD_BYTES = 5 * 2**30  # of a save that has no split of its source to keep
 SAVING = ".anymix-saving"  # in a folder: files of a whole save that have yet to take their places
 POINTER = b"version https://git-lfs"
+TABLES = ("I64", "I32", "I16", "BOOL")  # of what older versions saved though it is computed
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -36,7 +37,7 @@ class Shards:
     """The weights of one folder: which tensor is in which file, and each of them on demand.
 
     Raises ValueError in one sentence for a folder whose weights cannot be read whole: no safetensors, a git-lfs
-    pointer, a missing shard, an index that names absent tensors, a truncated file.
+    pointer, a missing shard, an index that names absent tensors, a truncated file, weights of eight bits or fewer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,6 +54,14 @@ class Shards:
             raise ValueError(
                 f"{folder}: {INDEX} names {len(absent)} tensors its files do not hold, the first is {absent[0]}; "
                 "the folder mixes two downloads, copy it again"
+            )
+        small = [name for name in self.file_of if self._slice(name).get_dtype() not in (*DTYPES, *TABLES)]
+        if small:
+            found = self._slice(small[0]).get_dtype()
+            self.close()
+            raise ValueError(
+                f"{folder}: {len(small)} tensors are stored as {found}, the first is {small[0]}, expected "
+                f"{', '.join(DTYPES)}; take the version of this model that is not quantised"
             )
 
     def __iter__(self) -> Iterator[str]:
