@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from anymix.device.varlen import Borders
 from anymix.families.common import attention, rotary
 from anymix.families.common.laying import IGNORE
 from anymix.families.contract import Batch, Prompt
@@ -59,7 +60,7 @@ def loss(net: Any, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
 
     embeds (L, H), positions (1, L), or (3, 1, L) where they are M-RoPE's. Per-token weights, where the batch has them,
     follow InternVL's weighted path."""
-    language, cu = net.model.language_model, attention.Borders(batch.host["cu_seqlens"])
+    language, cu = net.model.language_model, Borders(batch.host["cu_seqlens"])
     with rotary.lengths(language, [stop - start for start, stop in zip(cu, cu[1:], strict=False)]):
         hidden = language(
             inputs_embeds=embeds[None],  # (1, L, H)
