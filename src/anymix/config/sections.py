@@ -135,8 +135,8 @@ class DreamBooth(Section):
 class Cache(Section):
     use: bool = _key(
         True,
-        "keep what the VAE and the text encoders make of pictures and captions, which leave the card then, and the "
-        "lengths of rows of conversation",
+        "keep what the VAE and the text encoders make of pictures and captions, which then leave the card, and how "
+        "long rows of text are",
     )
     path: str | None = _key(None, "folder of the cache, shared between runs; default: ~/.cache/anymix/pictures")
     limit_gb: float = _key(100.0, "largest size of the cache; what was not used for longest goes first", gt=0)

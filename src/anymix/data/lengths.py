@@ -119,7 +119,7 @@ def _written(rows: Mapping[int, tuple[Found, Sequence[Stat]]]) -> bytes:
         cells = (row, one.tokens, one.tiles, one.targets, one.words, files, one.oddities, cut)
         for column, cell in zip(table, cells, strict=True):
             column.append(cell)
-    text = json.dumps({"files": stats, **dict(zip(_COLUMNS, table, strict=True))})
+    text = json.dumps({"stats": stats, **dict(zip(_COLUMNS, table, strict=True))})
     return f"{text}\n{_sum(text.encode())}\n".encode()
 
 
@@ -129,7 +129,7 @@ def _parsed(data: bytes) -> dict[int, tuple[Found, Sequence[Stat]]] | None:
         return None
     try:
         tree = json.loads(text)
-        stats = [(path, tuple(stat)) for path, stat in tree["files"]]
+        stats = [(path, tuple(stat)) for path, stat in tree["stats"]]
         rows = {}
         for row, tokens, tiles, targets, words, files, oddities, cut in zip(*map(tree.get, _COLUMNS), strict=True):
             paths = tuple(stats[n][0] for n in files)

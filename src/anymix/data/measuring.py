@@ -246,7 +246,7 @@ def look_at_all(
             "a process that looked at rows was killed, as happens when memory runs out; take fewer (data.workers=0)"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _looked(rows: Readable, index: int, codec: Measurer | None, limit: int | None) -> Found | SampleError:
