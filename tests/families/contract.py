@@ -12,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from anymix.families.qwen2_vl import patches
 from anymix.samples import Conversation
 from anymix.train import checkpoint
 from families.tiny_qwen import tiny_qwen2vl
+from model_files import beside_weights
 from tiny import tiny_internvl2
 from tiny_llava import tiny_llava
 
@@ -242,9 +245,11 @@ def the_split_does_not_matter(source: Path, data: Path, place: Path) -> None:
 
 
 def two_ranks_are_one(source: Path, data: Path, place: Path) -> None:
-    """The same four rows on two gloo ranks, one of which meets a row without a picture."""
-    once = recipe(source, data, place / "once", "train.batch=4", *SPLIT)
-    pair = recipe(source, data, place / "pair", "train.accumulate=2", *SPLIT)
+    """Two rows a step, on two gloo ranks: in the second step one of them has words alone, the other a picture. It is
+    the projector that trains, as in stage 1: whoever forgets its gradient of zero hangs, or diverges."""
+    stage = ("train.freeze=['*']", "train.unfreeze=[model.multi_modal_projector.*]")
+    once = recipe(source, data, place / "once", "train.batch=2", *SPLIT, *stage)
+    pair = recipe(source, data, place / "pair", *SPLIT, *stage)
     anymix.train(once, say=_quiet)
     (place / "run.json").write_text(json.dumps(pair.model_dump(mode="json")))
     command = [sys.executable, "-m", "anymix", "train", str(place / "run.json"), "nproc=2"]
@@ -319,6 +324,7 @@ def a_merged_adapter_is_the_adapter(source: Path, rows: list[Conversation], plac
         lora.merge(family.net)
         assert abs(family.loss(batch) - unmerged) < 1e-6  # the loss itself is summed in fp32
         family.save(place / "merged", family.layout)
+        assert beside_weights(place / "merged") == beside_weights(source)  # its tokenizer, template and processor
         again: Any = families.open_folder(place / "merged")
         assert abs(again.loss(batch) - unmerged) < 1e-4 * plain
 
@@ -346,6 +352,38 @@ def answers_are_those_of_generate(source: Path, rows: list[Conversation], place:
         told.append(said[0, len(prompt.ids) :].tolist()[: len(ids)])
     assert together == told
     assert len(set(map(tuple, told))) > 1 and max(map(len, told)) > 3
+
+
+def nothing_waits_for_the_device(source: Path, rows: list[Conversation]) -> None:
+    """A loss and its gradients on the meta device, which has no values to be asked for: no `.item()`, no `nonzero`,
+    no branch on a tensor. Borders of sequences are on the host already."""
+    family: Any = families.open_folder(source)
+    family.net.to("meta").train()
+    for some in (rows, rows[-1:]):  # the last has no picture: what stands in for one is made on the device too
+        loss = family.loss(family.codec.collate([family.codec.encode(row) for row in some]).to("meta"))
+        assert loss.is_meta and loss.shape == ()
+        loss.backward()
+
+
+def blocks_are_recomputed(source: Path, rows: list[Conversation]) -> None:
+    """Where checkpointing is asked for, every block of both towers runs forward a second time, and else once."""
+    for parts, times in (((), 1), (("language", "vision"), 2)):
+        family: Any = families.open_folder(source)
+        family.net.train()
+        family.checkpoint_activations(parts)
+        counts: Counter[str] = Counter()
+        for name, module in family.net.named_modules():
+            if isinstance(module, family.blocks):
+                inner = next(child for child in module.modules() if isinstance(child, torch.nn.Linear))
+                inner.register_forward_hook(partial(_count, counts, name))
+        family.loss(family.codec.collate([family.codec.encode(row) for row in rows])).backward()
+        idle = [name for name in counts if any(fnmatchcase(f"{name}.x", glob) for glob in family.idle)]
+        assert {counts[name] for name in counts if name not in idle} == {times}
+        assert len(counts) - len(idle) == 4
+
+
+def _count(counts: Counter[str], name: str, *_: object) -> None:
+    counts[name] += 1
 
 
 # ------------------------------------------------------------------------------------------------- runs

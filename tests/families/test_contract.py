@@ -105,3 +105,13 @@ def test_answers_are_those_of_generate(
     name: str, sources: dict[str, Path], rows: list[Conversation], tmp_path: Path
 ) -> None:
     contract.answers_are_those_of_generate(sources[name], rows, tmp_path)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_nothing_waits_for_the_device(name: str, sources: dict[str, Path], rows: list[Conversation]) -> None:
+    contract.nothing_waits_for_the_device(sources[name], rows)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_blocks_are_recomputed(name: str, sources: dict[str, Path], rows: list[Conversation]) -> None:
+    contract.blocks_are_recomputed(sources[name], rows)

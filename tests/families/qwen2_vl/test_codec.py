@@ -168,6 +168,7 @@ def test_rows_that_cannot_be_encoded_are_refused_by_name(codec: Qwen2VLCodec, pi
     assert "2000x8" in _refused(codec, Turn("user", (long,)), said)
     assert "outside the user's turns" in _refused(codec, Turn("user", ("q",)), Turn("assistant", (good, "a")))
     assert "no assistant turn" in _refused(codec, Turn("user", ("q",)))
+    assert "an empty assistant turn" in _refused(codec, Turn("user", ("q",)), Turn("assistant", (" ",)))
     (tmp_path / "empty").mkdir()
     assert "without a picture" in _refused(codec, Turn("user", (VideoRef(str(tmp_path / "empty")),)), said)
     assert "there is no video" in _refused(codec, Turn("user", (VideoRef(str(tmp_path / "no.mp4")),)), said)
