@@ -10,14 +10,15 @@ from anymix.engines.chat import ChatEngine
 from anymix.starter import score
 from anymix.starter.build import card, internvl2, llava_next, qwen2_vl
 from anymix.starter.build.patches import Heads
-from anymix.starter.build.train import Recipe, Tell, stage_one, stage_two
+from anymix.starter.build.train import Recipe, Tell, stage_one, stage_three, stage_two
 from anymix.starter.build.trainee import Trainee
 
+FIRST = "internvl2"  # the others begin with what it has learned
 Open = Callable[[Path, int], Trainee]
 MADE: Mapping[str, tuple[Open, Recipe]] = {
-    "internvl2": (internvl2.Trainee, Recipe()),
+    FIRST: (internvl2.Trainee, Recipe()),
     "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12)),
-    "qwen2_vl": (qwen2_vl.Trainee, Recipe(first=1200, second=4000, resized=0.15)),
+    "qwen2_vl": (qwen2_vl.Trainee, Recipe(first=1200, second=2700, resized=0.15, films=(8, 3), paired=0.06)),
 }
 
 
@@ -27,11 +28,11 @@ def build(
     recipe: Recipe | None = None,
     each: int = score.EACH,
     say: Tell = print,
-    name: str = "internvl2",
+    name: str = FIRST,
 ) -> list[score.Score]:
-    """Train `name` into the folder `out`, which must be new, and return its score. `out`.log keeps all that is said."""
-    journal = out.with_name(f"{out.name}.log")
-    for path in (out, journal):
+    """Train the starter `name` into the folder `out`, which must be new, and return its score. `out`.log keeps all that
+    is said."""
+    for path in (out, journal := out.with_name(f"{out.name}.log")):
         if path.exists():
             raise ValueError(f"{path} is there already; give --out a folder that can be made, with no such log beside")
     opened, usual = MADE[name]
@@ -51,13 +52,14 @@ def build(
         tell(f"seed {seed}, {size} parameters, {recipe}")
         stage_one(trainee, heads, recipe, seed, tell)
         stage_two(trainee, heads, recipe, seed, tell, look)
+        stage_three(trainee, heads, recipe, seed, tell, look)
         net.eval()
         trainee.save(out)
         cpu, wall = (time.process_time() - began[1]) / 60, (time.perf_counter() - began[0]) / 60
         tell(f"built in {cpu:.1f} CPU-minutes, {wall:.1f} minutes")
         table = score.score(out, each)
         tell(score.as_markdown(table))
-    card.write(out, table, parameters=size, seed=seed, minutes=cpu, steps=(recipe.first, recipe.second))
+    card.write(out, name, table, parameters=size, seed=seed, minutes=cpu, steps=(recipe.first, recipe.second))
     return table
 
 
@@ -65,6 +67,8 @@ def look(trainee: Trainee) -> str:
     """Shares of a few questions a kind, of pictures that are neither trained on nor in the test."""
     trainee.model.net.eval()
     asked = score.questions(20, score.FIRST_SEED // 2)
+    if trainee.model.name in score.SEVERAL:
+        asked |= score.several(20, later=50_000)
     table = score.count(ChatEngine(trainee.model), asked)
     right, of = sum(s.right for s in table), sum(s.asked for s in table)
     return f"all {right / of:.3f} " + ", ".join(f"{s.kind} {s.share:.2f}" for s in table)

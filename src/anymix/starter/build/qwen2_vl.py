@@ -25,10 +25,15 @@ from anymix.families.qwen2_vl.patches import Grid
 from anymix.families.qwen2_vl.settings import MEAN, STD
 from anymix.starter.build import heritage, tokenizer
 from anymix.starter.build.network import HEADS, LAYERS, PATCH, SHAPE, WIDTH, Edge, fill, write
-from anymix.starter.build.trainee import Cut
+from anymix.starter.build.trainee import Cut, Shown
 from anymix.starter.canvas import EDGE, Map, Picture
+from anymix.starter.films import Film
+from anymix.starter.pairs import Pair
 
 MERGE, FRAMES = 2, 2
+# M-RoPE gives columns the slowest of its 16 waves. With 10,000, as for a head of 128, eight columns would turn them by
+# 0.03 radians and left be right; with this it is one radian.
+THETA = 30.0
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "min_pixels": EDGE * EDGE,
     "max_pixels": 2 * EDGE * EDGE, "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": FRAMES,
@@ -54,7 +59,7 @@ def config(words: Any) -> dict[str, Any]:
     return {
         **SHAPE, "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", **ids,
         "vocab_size": words.get_vocab_size(), "num_key_value_heads": HEADS, "hidden_act": "silu",
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "rms_norm_eps": 1e-6, "rope_theta": THETA, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "max_position_embeddings": 2048, "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": 2048,
         "max_window_layers": LAYERS, "tie_word_embeddings": False, "use_cache": True, "torch_dtype": "bfloat16",
         "vision_config": vision,
@@ -98,10 +103,18 @@ class Trainee:
         merger = Edge(self.net.model.visual.merger)  # 512 wide: Muon would spend more on it than on all else
         return self.net.model.language_model, self.net.lm_head, merger
 
-    def cut(self, picture: Picture) -> Cut:
-        grid = self.codec.cut.picture(*picture.image.size)
-        pixels = self.codec.cut.flatten([picture.image], grid)
-        return Cut(pixels, len(pixels), *(self._labels(m, grid) for m in (picture.things, picture.inks)), grid)
+    def cut(self, shown: Shown) -> Cut:
+        if isinstance(shown, Film):  # one patch is two frames: what lies on it has no one name
+            images = [frame.image for frame in shown.frames]
+            grid = self.codec.cut.video(*images[0].size, len(images))
+            return Cut(self.codec.cut.flatten(images, grid), grid.patches, None, None, [grid])
+        pictures = shown.pictures if isinstance(shown, Pair) else (shown,)
+        grids = [self.codec.cut.picture(*picture.image.size) for picture in pictures]
+        pairs = list(zip(pictures, grids, strict=True))
+        pixels = torch.cat([self.codec.cut.flatten([picture.image], grid) for picture, grid in pairs])
+        things = np.concatenate([_labels(picture.things, grid) for picture, grid in pairs])
+        inks = np.concatenate([_labels(picture.inks, grid) for picture, grid in pairs])
+        return Cut(pixels, len(pixels), things, inks, grids)
 
     def glimpse(self, picture: Picture, rng: Random) -> Cut:
         """All of it: it is not cut into tiles."""
@@ -113,7 +126,7 @@ class Trainee:
     def see(self, cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
         hook = self.net.model.visual.blocks[-1].register_forward_hook(lambda module, args, out: kept.append(out))
-        grids = [cut.layout for cut in cuts]
+        grids = [grid for cut in cuts for grid in cut.layout]
         try:
             tokens = self.model._see(
                 torch.cat([cut.pixels for cut in cuts]), self.codec.patch_places(grids), patch_borders(grids)
@@ -123,7 +136,7 @@ class Trainee:
         return kept[0], tokens
 
     def behind(self, ids: list[int]) -> int:
-        return 1 + ids.index(self.codec.words.id_of("<|vision_end|>"))
+        return len(ids) - ids[::-1].index(self.codec.words.id_of("<|vision_end|>"))
 
     @property
     def placeholders(self) -> tuple[int, ...]:
@@ -132,13 +145,14 @@ class Trainee:
     def save(self, folder: Path) -> None:
         self.model.save(folder, "original", torch.bfloat16)
 
-    def _labels(self, labels: Map, grid: Grid) -> Map:
-        """(P, 49) of a label map, in the tower's order."""
-        size = grid.w * PATCH, grid.h * PATCH
-        small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-        blocks = small.reshape(grid.h // MERGE, MERGE, PATCH, grid.w // MERGE, MERGE, PATCH)
-        parts: Map = blocks.transpose(0, 3, 1, 4, 2, 5).reshape(-1, PATCH * PATCH)
-        return parts
+
+def _labels(labels: Map, grid: Grid) -> Map:
+    """(P, 49) of a picture's label map, in the tower's order."""
+    size = grid.w * PATCH, grid.h * PATCH
+    small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    blocks = small.reshape(grid.h // MERGE, MERGE, PATCH, grid.w // MERGE, MERGE, PATCH)
+    parts: Map = blocks.transpose(0, 3, 1, 4, 2, 5).reshape(-1, PATCH * PATCH)
+    return parts
 
 
 def _see_as(tower: Any, source: InternVL2) -> None:

@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from anymix.families.common.laying import IGNORE
-from anymix.samples import ImageRef
-from anymix.starter.build.trainee import Trainee, positions_of
-from anymix.starter.canvas import Picture, Question
-from anymix.starter.scenes import about
+from anymix.samples import Conversation, ImageRef, Part, Turn, VideoRef
+from anymix.starter import pairs
+from anymix.starter.build.trainee import Shown, Trainee, positions_of
+from anymix.starter.canvas import Question
+from anymix.starter.films import Film
 
 PADDING = -1  # owner of positions that fill a batch
+Form = tuple[str, tuple[int, int], int, float]  # picture, film or pair; size of its pictures, how many, a second
 Encoded = tuple[list[int], list[int], Tensor, int]  # ids, labels, positions (A, L), where the words begin
 
 
@@ -44,13 +46,13 @@ class Layer:
         self.trainee = trainee
         self._encode = functools.lru_cache(maxsize=50_000)(self._encoded)
 
-    def row(self, picture: Picture, questions: Sequence[Question], together: bool = False) -> Row:
+    def row(self, shown: Shown, questions: Sequence[Question], together: bool = False) -> Row:
         """One row. `together` lays the questions as one conversation."""
-        size = picture.image.size
+        form = form_of(shown)
         if together:
-            ids, labels, positions, _ = self._laid(size, questions)
+            ids, labels, positions, _ = self._laid(form, questions)
             return Row(ids, labels, positions, [0] * len(ids))
-        parts = [self._encode(size, question.ask, question.answer) for question in questions]
+        parts = [self._encode(form, question.ask, question.answer) for question in questions]
         ids, labels, positions, split = parts[0]
         found = Row(ids[:split], labels[:split], positions[:, :split], [0] * split)
         axes = [found.positions]
@@ -61,13 +63,35 @@ class Layer:
             found.owners.extend([number] * (len(ids) - split))
         return Row(found.ids, found.labels, torch.cat(axes, dim=1), found.owners)
 
-    def _encoded(self, size: tuple[int, int], ask: str, answer: str) -> Encoded:
-        return self._laid(size, [Question("", ask, answer)])
+    def _encoded(self, form: Form, ask: str, answer: str) -> Encoded:
+        return self._laid(form, [Question("", ask, answer)])
 
-    def _laid(self, size: tuple[int, int], questions: Sequence[Question]) -> Encoded:
-        item = self.trainee.codec.encode(about(_blank(size), questions))
+    def _laid(self, form: Form, questions: Sequence[Question]) -> Encoded:
+        turns: list[Turn] = []
+        for n, question in enumerate(questions):
+            asked = _asked(form, question.ask) if n == 0 else (question.ask,)
+            turns += [Turn("user", asked), Turn("assistant", (question.answer,))]
+        item = self.trainee.codec.encode(Conversation(tuple(turns), "row"))
         ids, labels = item.ids.tolist(), item.labels.tolist()
         return ids, labels, positions_of(item), self.trainee.behind(ids)
+
+
+def form_of(shown: Shown) -> Form:
+    """All of what is shown that its words depend on."""
+    if isinstance(shown, Film):
+        return "film", shown.frames[0].image.size, len(shown.frames), shown.fps
+    if isinstance(shown, pairs.Pair):
+        return "pair", shown.pictures[0].image.size, len(shown.pictures), 0.0
+    return "picture", shown.image.size, 1, 0.0
+
+
+def _asked(form: Form, ask: str) -> tuple[Part, ...]:
+    kind, size, count, fps = form
+    if kind == "film":
+        return VideoRef("blank", (_blank(size),) * count, fps), "\n" + ask
+    if kind == "pair":
+        return pairs.parts_of([_blank(size)] * count, ask)
+    return _blank(size), "\n" + ask
 
 
 @functools.lru_cache(maxsize=32)
@@ -78,9 +102,9 @@ def _blank(size: tuple[int, int]) -> ImageRef:
     return ImageRef("blank", stream.getvalue())
 
 
-def choose(picture: Picture, rng: random.Random, most: int) -> list[Question]:
-    """At most so many of a picture's questions, in any order."""
-    return rng.sample(picture.questions, min(len(picture.questions), most))
+def choose(shown: Shown, rng: random.Random, most: int) -> list[Question]:
+    """At most so many of its questions, in any order."""
+    return rng.sample(shown.questions, min(len(shown.questions), most))
 
 
 def batch(rows: Sequence[Row], trainee: Trainee) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ same words; what differs is the marks in front of them.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -37,7 +38,7 @@ def learn(marks: Sequence[str] = INTERNVL2, pictures: int = 3000) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(pictures), trainer)
+    tokenizer.train_from_iterator(iter(_sentences(pictures)), trainer)
     if "<s>" in marks:
         bos = tokenizer.token_to_id("<s>")
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
@@ -56,9 +57,11 @@ def write(tokenizer: Tokenizer, folder: Path, marks: Sequence[str] = INTERNVL2) 
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _sentences(pictures: int) -> Iterator[str]:
+@functools.lru_cache(maxsize=1)
+def _sentences(pictures: int) -> tuple[str, ...]:
+    found: list[str] = []
     for seed in range(pictures):
-        yield from ("system\n", "user\n", "assistant\n")
+        found += ("system\n", "user\n", "assistant\n")
         for question in draw(seed, SENTENCES).questions:
-            yield "\n" + question.ask
-            yield "assistant\n" + question.answer
+            found += ("\n" + question.ask, "assistant\n" + question.answer)
+    return tuple(found)

@@ -13,15 +13,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from anymix.starter import films, pairs
 from anymix.starter.build import rows
 from anymix.starter.build.muon import Optimiser
 from anymix.starter.build.patches import Heads, labelled, labels_of
-from anymix.starter.build.trainee import Trainee, next_token
+from anymix.starter.build.trainee import Shown, Trainee, next_token
 from anymix.starter.canvas import SQUARE, Picture
 from anymix.starter.scenes import SKILLS, draw
 
 Tell = Callable[[str], None]
 APART = 1_000_000_000  # between the pictures of one seed and the next; test pictures come before the first
+
+LATER = 100_000_000  # further along a stream than any stage comes
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Recipe:
     tower: float = 0.6  # share of the rates the tower takes in stage two
     patch_loss: tuple[float, float] = (0.5, 0.1)  # weight of the patch labels in stage two, from start to end
     warm: int = 50  # steps the rates rise
+    films: tuple[int, int] = (0, 0)  # a batch of so many films behind every so many of pictures
+    paired: float = 0.0  # share of pictures that come in pairs instead
+    again: tuple[int, float] = (0, 0.0)  # steps of stage two once more, on words alone, and the share of its rates
     resized: float = 0.0  # share of square pictures that come in one of OTHER sizes, as people's do
 
 
@@ -47,9 +53,9 @@ SECOND = SKILLS
 OTHER = ((112, 112), (112, 84), (84, 112), (112, 70), (70, 112))
 
 
-def pictures(seed: int, stage: int, mix: dict[str, float]) -> Iterator[Picture]:
+def pictures(seed: int, stage: int, mix: dict[str, float], later: int = 0) -> Iterator[Picture]:
     """The training stream of one stage: no picture twice, none of the test's, no held-out pair."""
-    for number in range((2 * seed + stage) * APART + APART, (2 * seed + stage) * APART + 2 * APART):
+    for number in range((2 * seed + stage) * APART + APART + later, (2 * seed + stage) * APART + 2 * APART):
         yield draw(number, mix)
 
 
@@ -96,12 +102,14 @@ def stage_two(
     tell: Tell = lambda line: None,
     look: Callable[[Trainee], str] = lambda trainee: "",
     looks: int = 7,
+    later: int = 0,
 ) -> None:
-    """The whole net on next tokens, the patch loss fading beside it. `look` says now and then how it does."""
+    """The whole net on next tokens, the patch loss fading beside it. `look` says now and then how it does; `later`
+    begins so far along the streams of what is shown."""
     net = trainee.model.net
     parts = [*((part, 1.0) for part in trainee.rest), (trainee.tower, recipe.tower), (heads, recipe.tower)]
     optimiser = Optimiser(parts, recipe.matrices[1], recipe.others)
-    stream = _batches(rows.Layer(trainee), recipe, seed)
+    stream = _batches(rows.Layer(trainee), recipe, seed, later)
     net.train()
     spent, losses, every = 0.0, [], max(1, recipe.second // looks)
     for step in range(recipe.second):
@@ -117,15 +125,51 @@ def stage_two(
             net.train()
 
 
-def _batches(layer: rows.Layer, recipe: Recipe, seed: int) -> Iterator[list[tuple[Picture, rows.Row]]]:
-    """Pictures with their rows, rows of about one length together, for ever."""
-    stream, rng, size = pictures(seed, 1, SECOND), random.Random(seed), recipe.pictures[1]
+def stage_three(
+    trainee: Trainee,
+    heads: Heads,
+    recipe: Recipe,
+    seed: int,
+    tell: Tell = lambda line: None,
+    look: Callable[[Trainee], str] = lambda trainee: "",
+) -> None:
+    """Stage two once more, shorter and slower, on what it has not shown, where the recipe says so."""
+    steps, share = recipe.again
+    if steps:
+        matrices = recipe.matrices[0], recipe.matrices[1] * share
+        slower = replace(recipe, second=steps, matrices=matrices, others=recipe.others * share, patch_loss=(0.0, 0.0))
+        stage_two(trainee, heads, slower, seed, tell, look, looks=2, later=LATER)
+
+
+def _batches(layer: rows.Layer, recipe: Recipe, seed: int, later: int) -> Iterator[list[tuple[Shown, rows.Row]]]:
+    """What is shown with its rows, rows of about one length together, for ever."""
+    drawn, screened = _of_pictures(layer, recipe, seed, later), _films(seed, later)
+    if not recipe.films[1]:
+        yield from drawn
+    rng = random.Random(seed)
     while True:
-        pool = []
+        yield from itertools.islice(drawn, recipe.films[1])
+        shown = itertools.islice(screened, recipe.films[0])
+        yield [(film, layer.row(film, rows.choose(film, rng, recipe.questions))) for film in shown]
+
+
+def _films(seed: int, later: int) -> Iterator[films.Film]:
+    """None twice, and none of the tests'."""
+    for number in range(films.FIRST * (seed + 1) + later, films.FIRST * (seed + 2)):
+        yield films.film(number)
+
+
+def _of_pictures(layer: rows.Layer, recipe: Recipe, seed: int, later: int) -> Iterator[list[tuple[Shown, rows.Row]]]:
+    stream, others = pictures(seed, 1, SECOND, later), pairs.stream(seed, later)
+    rng, size = random.Random(seed), recipe.pictures[1]
+    while True:
+        pool: list[tuple[Shown, rows.Row]] = []
         for picture in itertools.islice(stream, size * recipe.pool):
-            asked = rows.choose(picture, rng, recipe.questions)
+            shown: Shown = next(others) if recipe.paired and rng.random() < recipe.paired else picture
+            asked = rows.choose(shown, rng, recipe.questions)
             together = rng.random() < recipe.together
-            shown = resized(picture, recipe, rng)
+            if isinstance(shown, Picture):
+                shown = resized(shown, recipe, rng)
             pool.append((shown, layer.row(shown, asked, together)))
         pool.sort(key=lambda pair: len(pair[1].ids))
         batches = [pool[start : start + size] for start in range(0, len(pool), size)]
@@ -133,9 +177,9 @@ def _batches(layer: rows.Layer, recipe: Recipe, seed: int) -> Iterator[list[tupl
         yield from batches
 
 
-def both_losses(trainee: Trainee, heads: Heads, drawn: list[tuple[Picture, rows.Row]]) -> tuple[Tensor, Tensor]:
-    """Mean next-token loss over the answers, and the patch loss of the same pictures."""
-    cuts = [trainee.cut(picture) for picture, _ in drawn]
+def both_losses(trainee: Trainee, heads: Heads, drawn: list[tuple[Shown, rows.Row]]) -> tuple[Tensor, Tensor]:
+    """Mean next-token loss over the answers, and the patch loss of the same pictures; films have none."""
+    cuts = [trainee.cut(shown) for shown, _ in drawn]
     tensors = rows.batch([row for _, row in drawn], trainee)
     features, tokens = trainee.see(cuts)
     known = labelled(cuts)

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from anymix.families.common.laying import IGNORE
 from anymix.starter.canvas import Map, Picture
+from anymix.starter.films import Film
+from anymix.starter.pairs import Pair
+
+Shown = Picture | Film | Pair
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One picture as a tower gets it. Maps are (P, 49) uint8, or None where nothing is known of its pixels."""
+    """What is shown, as a tower gets it. Maps are (P, 49) uint8, or None where nothing is known of its pixels."""
 
     pixels: Tensor
     patches: int
@@ -50,8 +54,8 @@ class Trainee(Protocol):
         """What stage two trains beside it."""
         ...
 
-    def cut(self, picture: Picture) -> Cut:
-        """A picture as the codec cuts it."""
+    def cut(self, shown: Any) -> Cut:
+        """A `Shown` as the codec cuts it; a film or a pair only where the family's recipe has some."""
         ...
 
     def glimpse(self, picture: Picture, rng: Random) -> Cut:
