@@ -3,90 +3,189 @@
 from __future__ import annotations
 
 import itertools
+import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from anymix import open_chat
 from anymix.families.internvl2 import InternVL2
-from anymix.starter import score
-from anymix.starter.build import network, rows, train
+from anymix.families.llava_next import LlavaNext
+from anymix.families.qwen2_vl import Qwen2VL
+from anymix.starter import films, pairs, score
+from anymix.starter.build import heritage, make, rows, train
 from anymix.starter.build.make import build
 from anymix.starter.build.muon import Optimiser, orthogonal
-from anymix.starter.build.patches import Heads, labels_of, tiles_of
-from anymix.starter.canvas import SQUARE, THINGS, WIDE
+from anymix.starter.build.patches import Heads, labels_of
+from anymix.starter.build.trainee import next_token
+from anymix.starter.canvas import COLOURS, SQUARE, THINGS, WIDE
 from anymix.starter.scenes import conversation, draw
+
+EVERY = tuple(make.MADE)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return network.new(tmp_path_factory.mktemp("new") / "starter", seed=0)
+def trainees(tmp_path_factory):
+    found = {}
+
+    def opened(name):
+        if name not in found:
+            found[name] = make.MADE[name][0](tmp_path_factory.mktemp("new") / name, 0)
+        return found[name]
+
+    return opened
 
 
-def test_the_config_is_an_internvl2_of_two_tiles(model):
+def test_the_config_is_an_internvl2_of_two_tiles(trainees):
+    model = trainees("internvl2").model
     codec = model.codec
     assert (codec.image_size, codec.tokens_per_tile, codec.max_tiles, codec.thumbnail) == (56, 16, 2, True)
     assert codec.template.name == "internlm2-chat" and codec.words.adds_bos
     assert 1_000_000 < sum(p.numel() for p in model.net.parameters()) < 1_300_000
 
 
-def test_any_text_comes_back_from_the_tokenizer(model):
+def test_the_config_is_a_llava_next_of_one_tile_or_two(trainees):
+    model = trainees("llava_next").model
+    codec = model.codec
+    assert (codec.image_size, codec.side, codec.pinpoints) == (56, 8, ((56, 56), (112, 56), (56, 112)))
+    assert codec.template.name == "chatml_direct" and model.net.config.vision_feature_layer == -2
+    assert len(model.tower.encoder.layers) == 4 and len(model.net.model.language_model.layers) == 3
+
+
+def test_the_config_is_a_qwen2_vl_with_its_eight_marks(trainees):
+    model = trainees("qwen2_vl").model
+    codec, config = model.codec, model.net.config
+    assert (codec.cut.patch, codec.cut.merge, codec.cut.temporal, codec.cut.max_pixels) == (7, 2, 2, 6272)
+    assert config.text_config.rope_parameters["mrope_section"] == [4, 6, 6] and not codec.words.adds_bos
+    assert sorted(codec.words.marks) == list(range(8)) and codec.words.piece(7) == "<|video_pad|>"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_any_text_comes_back_from_the_tokenizer(trainees, name):
+    words = trainees(name).codec.words
     for text in ("What colour is it?", "a red star", "书生 42 naïve 🚀", " two  spaces "):
-        assert model.codec.words.decode(model.codec.words.encode(text)) == text
-    assert len(model.codec.words.encode("47")) == 2  # digits stand alone
+        assert words.decode(words.encode(text)) == text
+    assert len(words.encode("47")) == 2  # digits stand alone
 
 
-def test_tiles_are_the_codecs_own(model):
-    for seed, size in ((1, SQUARE), (2, WIDE)):
-        picture = draw(seed, {"scene": 1.0}, size)
-        item = model.codec.encode(conversation(picture, picture.questions[:1]))
-        assert torch.equal(tiles_of(picture)[0], item.tiles)
+@pytest.mark.parametrize("name", EVERY)
+def test_all_know_the_same_words(trainees, name):
+    first, own = heritage.first().codec.words, trainees(name).codec.words
+    text = "What colour is the bar? a red star on an orange background"
+    assert [own.piece(i) for i in own.encode(text)] == [first.piece(i) for i in first.encode(text)]
 
 
-def test_a_row_of_many_questions_is_so_many_rows_of_one(model):
-    """Summed, packed and separate losses agree: no question sees another, positions are those of a single one."""
-    for seed, size in ((11, SQUARE), (12, WIDE)):
-        picture = draw(seed, {"scene": 1.0}, size)
-        asked = picture.questions
-        row = rows.Layer(model.codec).row(picture, asked)
-        tensors = rows.batch([row], model.codec.pad_id)
+def _shown(name):
+    """One of everything a family's recipe has."""
+    drawn = [(draw(seed, {"scene": 1.0}, size), conversation) for seed, size in ((11, SQUARE), (12, WIDE))]
+    if name != "internvl2":
+        other = train.resized(drawn[0][0], train.Recipe(resized=1.0), random.Random(2))
+        assert other.image.size in train.OTHER
+        drawn.append((other, conversation))
+    if name == "qwen2_vl":
+        drawn += [(pairs.pair(5), None), (films.film(7, length=4), None)]
+    return [(shown, _one_each(shown)) for shown, _ in drawn]
+
+
+def _one_each(shown):
+    if isinstance(shown, films.Film):
+        return [films.conversation(shown, question) for question in shown.questions]
+    if isinstance(shown, pairs.Pair):
+        return [pairs.conversation(shown, question) for question in shown.questions]
+    return [conversation(shown, [question]) for question in shown.questions]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_row_of_many_questions_is_so_many_rows_of_one(trainees, name):
+    """Summed, packed and separate losses agree: no question sees another, positions and pixels are the codec's."""
+    trainee = trainees(name)
+    for shown, conversations in _shown(name):
+        row = rows.Layer(trainee).row(shown, shown.questions)
         targets = sum(label != rows.IGNORE for label in row.labels)
         with torch.no_grad():
-            tokens = train._see(model, tiles_of(picture)[0])[1]
-            packed = train._next_token(model, tensors, tokens) * targets
-            items = [model.codec.encode(conversation(picture, [question])) for question in asked]
-            batches = [model.codec.collate([item]) for item in items]
-            single = sum(model.loss(batch) for batch in batches)
+            tokens = trainee.see([trainee.cut(shown)])[1]
+            packed = next_token(trainee, rows.batch([row], trainee), tokens) * targets
+            batches = [trainee.codec.collate([trainee.codec.encode(one)]) for one in conversations]
+            single = sum(trainee.model.loss(batch) for batch in batches)
         assert targets == sum(batch.weight for batch in batches)
         torch.testing.assert_close(packed, single, rtol=1e-4, atol=1e-3)
 
 
-def test_padding_changes_nothing(model):
+@pytest.mark.parametrize("name", EVERY)
+def test_padding_changes_nothing(trainees, name):
+    trainee, layer = trainees(name), rows.Layer(trainees(name))
     drawn = [draw(seed, {"scene": 1.0}, size) for seed, size in ((21, SQUARE), (22, WIDE))]
-    layer = rows.Layer(model.codec)
     laid = [
         layer.row(p, p.questions[:n], together) for (p, n, together) in zip(drawn, (1, 3), (True, False), strict=True)
     ]
+    cuts = [trainee.cut(picture) for picture in drawn]
     with torch.no_grad():
-        tiles = [tiles_of(p)[0] for p in drawn]
-        both = train._next_token(model, rows.batch(laid, 0), train._see(model, torch.cat(tiles))[1])
+        both = next_token(trainee, rows.batch(laid, trainee), trainee.see(cuts)[1])
         alone = [
-            train._next_token(model, rows.batch([r], 0), train._see(model, t)[1])
-            for r, t in zip(laid, tiles, strict=True)
+            next_token(trainee, rows.batch([r], trainee), trainee.see([cut])[1])
+            for r, cut in zip(laid, cuts, strict=True)
         ]
     counts = [sum(label != rows.IGNORE for label in r.labels) for r in laid]
     mean = sum(a * n for a, n in zip(alone, counts, strict=True)) / sum(counts)
     torch.testing.assert_close(both, mean, rtol=1e-4, atol=1e-5)
 
 
-def test_patch_labels_name_what_lies_there():
-    picture = draw(4, {"chart": 1.0}, SQUARE)
-    _, things, inks = tiles_of(picture)
-    named, ink, cover = labels_of(things, inks)
-    assert named.shape == ink.shape == (1, 64) and cover.shape == (1, 64, 49)
+@pytest.mark.parametrize("name", EVERY)
+def test_patch_labels_name_what_lies_there(trainees, name):
+    """The lower half of a chart's patches is bars on white; what lies on a patch is in the order of the tower."""
+    trainee, picture = trainees(name), draw(4, {"chart": 1.0}, SQUARE)
+    cut = trainee.cut(picture)
+    named, ink, cover = labels_of([cut])
+    assert named.shape == ink.shape == (64,) and cover.shape == (64, 49)
     assert set(named.unique().tolist()) == {0, THINGS.index("bar")}
     assert not cover[named == 0].any() and cover.float().mean() > 0.1
+    assert len(trainee.features([cut])) == 64
+    white = [COLOURS[i] == "white" for i in ink.tolist()]
+    assert all(not bar or not plain for bar, plain in zip(named.tolist(), white, strict=True))
+
+
+def test_patches_of_qwen2_vl_and_their_labels_are_in_one_order(trainees):
+    """A patch is as dark as the part of the picture its labels say it shows."""
+    trainee, picture = trainees("qwen2_vl"), draw(12, {"scene": 1.0}, WIDE)
+    grey = np.asarray(picture.image.convert("L"))
+    marked = replace(picture, things=grey, inks=grey)
+    cut = trainee.cut(marked)
+    colours = cut.pixels.view(cut.patches, 3, 2, 49).float()
+    luma = (colours[:, :, 0] * torch.tensor([0.299, 0.587, 0.114])[:, None]).sum(1)
+    assert (luma - torch.from_numpy(cut.things).float()).abs().max() < 1.5
+
+
+def test_the_border_of_a_llava_canvas_is_black_and_nothing(trainees):
+    trainee = trainees("llava_next")
+    picture = draw(4, {"chart": 1.0}, SQUARE)
+    tries = (train.resized(picture, train.Recipe(resized=1.0), random.Random(seed)) for seed in range(20))
+    other = next(shown for shown in tries if shown.image.size == (112, 84))
+    cut = trainee.cut(other)
+    things, inks, _ = cut.layout
+    edge = cut.pixels[1][:, :, 0]  # the first column of the first tile of the canvas
+    assert edge.max() == 0 and set(inks[1][:, 0]) == {COLOURS.index("black")} and set(things[1][:, 0]) == {0}
+
+
+@pytest.mark.parametrize("name", EVERY[1:])
+def test_the_younger_begin_with_what_the_first_has_learned(trainees, name):
+    """Words, layers of the language model and of the tower are those of the first starter."""
+    trainee, first = trainees(name), heritage.first()
+    own, old = trainee.codec.words, first.codec.words
+    for text in ("colour", "red", "<|im_start|>"):
+        ids = own.encode(text), old.encode(text)
+        mine, theirs = (
+            w.net.get_input_embeddings().weight[i] for w, i in zip((trainee.model, first), ids, strict=True)
+        )
+        assert torch.equal(mine, theirs)
+    hidden = torch.randn(1, 5, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, theirs = (
+            net.model.language_model(inputs_embeds=hidden).last_hidden_state for net in (trainee.model.net, first.net)
+        )
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_orthogonal_makes_singular_values_one():
@@ -95,7 +194,7 @@ def test_orthogonal_makes_singular_values_one():
         assert values.median() > 0.6 and values.max() < 1.4
 
 
-def test_the_optimiser_lowers_a_loss_and_sorts_tables_from_matrices(model):
+def test_the_optimiser_lowers_a_loss_and_sorts_tables_from_matrices():
     layer = torch.nn.ModuleDict({"embed": torch.nn.Embedding(4, 8), "inner": torch.nn.Linear(8, 8)})
     optimiser = Optimiser([(layer, 1.0)], matrices=0.02, others=0.01)
     target = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
@@ -114,28 +213,38 @@ def test_rates_rise_and_fall():
 
 
 @pytest.mark.slow
-def test_the_first_steps_lower_both_losses(tmp_path):
-    model, heads = network.new(tmp_path / "m", 0), Heads(0)
-    recipe, told = train.Recipe(first=12, second=8, warm=2), []
-    train.stage_one(model, heads, recipe, 0, told.append)
-    train.stage_two(model, heads, recipe, 0, told.append, looks=4)
+@pytest.mark.parametrize("name", EVERY)
+def test_the_first_steps_lower_both_losses(tmp_path, name):
+    trainee, heads = make.MADE[name][0](tmp_path / "m", 0), Heads(0)
+    recipe, told = replace(make.MADE[name][1], first=12, second=8, warm=2), []
+    train.stage_one(trainee, heads, recipe, 0, told.append)
+    train.stage_two(trainee, heads, recipe, 0, told.append, looks=4)
     first = [float(line.split("loss ")[1].split()[0]) for line in told]
     assert len(told) == 5 and first[-1] < first[1]
 
 
 @pytest.mark.slow
-def test_two_steps_of_either_stage_make_a_folder_that_opens(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "family", "layout", "tensor"),
+    [
+        ("internvl2", InternVL2, "original", "language_model.model.layers.0.attention.wqkv.weight"),
+        ("llava_next", LlavaNext, "native", "vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight"),
+        ("qwen2_vl", Qwen2VL, "original", "visual.merger.mlp.0.weight"),
+    ],
+)
+def test_two_steps_of_either_stage_make_a_folder_that_opens(tmp_path, name, family, layout, tensor):
     recipe = train.Recipe(first=2, second=2, pictures=(2, 2), pool=1)
-    table = build(tmp_path / "made", seed=3, recipe=recipe, each=1)
-    again = build(tmp_path / "again", seed=3, recipe=recipe, each=1)
-    assert sum(s.asked for s in table) == len(score.questions(1)) == sum(s.asked for s in again)
+    table = build(tmp_path / "made", seed=3, recipe=recipe, each=1, name=name)
+    again = build(tmp_path / "again", seed=3, recipe=recipe, each=1, name=name)
+    asked = len(score.questions(1)) + (len(score.several(1)) if name == "qwen2_vl" else 0)
+    assert sum(s.asked for s in table) == asked == sum(s.asked for s in again)
     names = {path.name for path in (tmp_path / "made").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"}
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("made", "again"))
+    one, two = (load_file(tmp_path / made / "model.safetensors") for made in ("made", "again"))
     assert all(torch.equal(one[key], two[key]) and one[key].dtype == torch.bfloat16 for key in one)
     engine = open_chat(tmp_path / "made", "cpu", "fp32")
-    assert isinstance(engine.family, InternVL2) and engine.family.layout == "original"
-    assert "language_model.model.layers.0.attention.wqkv.weight" in one
+    assert isinstance(engine.family, family) and engine.family.layout == layout
+    assert tensor in one
 
 
 def test_nothing_that_is_there_is_written_over(tmp_path):

@@ -205,10 +205,15 @@ def test_without_a_name_every_starter_is_scored(
 
 def test_a_rebuild_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(make, "build", lambda out, seed, say: asked.append((out, seed)))
+    monkeypatch.setattr(make, "build", lambda out, seed, say, name: asked.append((out, seed, name)))
     app(["demo", "--rebuild", "--out", str(tmp_path / "mine"), "--seed", "3"], standalone_mode=False)
     app(["demo", "--rebuild"], standalone_mode=False)
-    assert asked == [(tmp_path / "mine", 3), (Path("runs/starter-0"), 0)]
+    app(["demo", "--rebuild", "--starter", "qwen2_vl"], standalone_mode=False)
+    assert asked == [
+        (tmp_path / "mine", 3, "internvl2"),
+        (Path("runs/starter-0"), 0, "internvl2"),
+        (Path("runs/starter-qwen2_vl-0"), 0, "qwen2_vl"),
+    ]
 
 
 def test_a_rebuild_of_one_that_draws_is_of_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +245,10 @@ def test_every_phrase_has_the_same_blanks_in_both_languages() -> None:
         (["thesis/thesis.txt"], "thesis.txt"),
         (["--rebuild", "--out", "thesis"], "is there already"),
         (["--rebuild", "--starter", "sdxl", "--out", "thesis"], "is there already"),
-        (["--score", "--starter", "sd9"], "there is no starter sd9, expected internvl2, sdxl, sd3 or sd15"),
+        (
+            ["--score", "--starter", "sd9"],
+            "no starter sd9, expected internvl2, llava_next, qwen2_vl, sdxl, sd3 or sd15",
+        ),
         (["--starter", "sdxl"], "without --score or --rebuild the demo has no use for --starter"),
         (["--device", "quantum"], "quantum"),
     ],

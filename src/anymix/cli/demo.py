@@ -17,7 +17,8 @@ from anymix.cli.bars import bar, progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-STARTERS = ("internvl2", "sdxl", "sd3", "sd15")  # models in the package
+TALKING = ("internvl2", "llava_next", "qwen2_vl")
+STARTERS = (*TALKING, "sdxl", "sd3", "sd15")  # models in the package
 
 
 def demo(
@@ -26,12 +27,13 @@ def demo(
     lang: Annotated[str | None, typer.Option(help="en or zh; default: the language of this machine.")] = None,
     device: options.Device = "auto",
     score: Annotated[
-        bool, typer.Option("--score", help="Only the score tables, again; half an hour on one core for all starters.")
+        bool,
+        typer.Option("--score", help="Only the score tables, again; three quarters of an hour on one core for all."),
     ] = False,
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild", help="Train a starter again, into --out; internvl2 25 minutes on one core, others an hour."
+            "--rebuild", help="Train a starter again, into --out; half an hour on one core, those that draw an hour."
         ),
     ] = False,
     starter: Annotated[
@@ -110,7 +112,7 @@ def _table(name: str, device: str) -> str:
     from anymix.starter import pictures, score
 
     model = f"starter:{name}"
-    if name == STARTERS[0]:
+    if name in TALKING:
         with bar("questions") as show:
             return score.as_markdown(score.score(model, device=device, show=show))
     with bar("pictures") as show:
@@ -118,10 +120,11 @@ def _table(name: str, device: str) -> str:
 
 
 def _rebuild(name: str, out: str | None, seed: int) -> None:
-    if name == STARTERS[0]:
+    if name in TALKING:
         from anymix.starter.build import make
 
-        make.build(Path(out or f"runs/starter-{seed}"), seed, say=typer.echo)
+        which = "" if name == TALKING[0] else f"{name}-"
+        make.build(Path(out or f"runs/starter-{which}{seed}"), seed, say=typer.echo, name=name)
     else:
         from anymix.starter.build.diffusion import make as pipelines
 

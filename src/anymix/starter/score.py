@@ -15,10 +15,13 @@ from pathlib import Path
 from anymix.engines import open_chat
 from anymix.engines.chat import ChatEngine
 from anymix.engines.sampling import Sampling
+from anymix.samples import Conversation
+from anymix.starter import films, pairs
 from anymix.starter.canvas import SQUARE, TALL, WIDE, Picture, Question
 from anymix.starter.scenes import conversation, draw
 
-Sheet = dict[str, list[tuple[Picture, Question]]]  # kind -> questions of it
+Shown = Picture | films.Film | pairs.Pair
+Sheet = dict[str, list[tuple[Shown, Question]]]  # kind -> questions of it
 EACH = 150  # questions a kind
 FIRST_SEED = 500_000_000  # training begins at a thousand million
 SETS: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = (
@@ -26,6 +29,7 @@ SETS: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = (
     ("", "invoice", (WIDE,)), (", two tiles", "scene", (WIDE, TALL)), (", two tiles", "chart", (WIDE,)),
     (", two tiles", "writing", (WIDE,)), (", new pair", "held", (SQUARE,)),
 )  # fmt: skip
+SEVERAL = ("qwen2_vl",)  # families whose starter has seen pairs of pictures, and films
 BATCH = 75
 SHORT = Sampling(max_new_tokens=24)  # no answer expected here is longer
 
@@ -70,11 +74,21 @@ def _set(drawing: str, sizes: tuple[tuple[int, int], ...], each: int, seed: int)
     return found
 
 
+def several(each: int = EACH, later: int = 0) -> Sheet:
+    """The same for models that take several pictures and films: what `pairs` and `films` ask. `later` moves on to so
+    much later ones; each kind has a million."""
+    shown: Sheet = dict(pairs.sheet(each, pairs.FIRST_TEST + later))
+    for kind, drawn in films.sheet(each, first=films.FIRST_TEST + later).items():
+        shown[f"{kind}, film"] = [(film, film.questions[0]) for film in drawn]
+    return shown
+
+
 def score(
     model: str | Path, each: int = EACH, device: str = "auto", show: Callable[[int, int], None] | None = None
 ) -> list[Score]:
-    """Ask a model all of `questions`, computing in fp32, and count."""
-    return count(open_chat(model, device, "fp32"), questions(each), show)
+    """Ask a model all of `questions`, and of `several` where its family was taught those, in fp32, and count."""
+    engine = open_chat(model, device, "fp32")
+    return count(engine, {**questions(each), **(several(each) if engine.family.name in SEVERAL else {})}, show)
 
 
 def count(engine: ChatEngine, sheet: Sheet, show: Callable[[int, int], None] | None = None) -> list[Score]:
@@ -89,9 +103,17 @@ def count(engine: ChatEngine, sheet: Sheet, show: Callable[[int, int], None] | N
     return table
 
 
-def _answers(engine: ChatEngine, asked: list[tuple[Picture, Question]]) -> Iterator[str]:
+def _asked(shown: Shown, question: Question) -> Conversation:
+    if isinstance(shown, films.Film):
+        return films.conversation(shown, question, answered=False)
+    if isinstance(shown, pairs.Pair):
+        return pairs.conversation(shown, question, answered=False)
+    return conversation(shown, [question], answered=False)
+
+
+def _answers(engine: ChatEngine, asked: list[tuple[Shown, Question]]) -> Iterator[str]:
     for start in range(0, len(asked), BATCH):
-        rows = [conversation(picture, [q], answered=False) for picture, q in asked[start : start + BATCH]]
+        rows = [_asked(shown, question) for shown, question in asked[start : start + BATCH]]
         yield from (answer.text.strip() for answer in engine.answer(rows, SHORT))
 
 

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
-
-import torch
 
 from anymix.engines.chat import ChatEngine
-from anymix.families.contract import ChatFamily
-from anymix.families.internvl2 import InternVL2
 from anymix.starter import score
-from anymix.starter.build import card, network
+from anymix.starter.build import card, internvl2, llava_next, qwen2_vl
 from anymix.starter.build.patches import Heads
-from anymix.starter.build.train import Recipe, Tell, stage_one, stage_two
+from anymix.starter.build.train import Recipe, Tell, stage_one, stage_three, stage_two
+from anymix.starter.build.trainee import Trainee
+
+FIRST = "internvl2"  # the others begin with what it has learned
+Open = Callable[[Path, int], Trainee]
+MADE: Mapping[str, tuple[Open, Recipe]] = {
+    FIRST: (internvl2.Trainee, Recipe()),
+    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12)),
+    "qwen2_vl": (qwen2_vl.Trainee, Recipe(first=1200, second=2700, resized=0.15, films=(8, 3), paired=0.06)),
+}
 
 
 def build(
-    out: Path, seed: int = 0, recipe: Recipe | None = None, each: int = score.EACH, say: Tell = print
+    out: Path,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    each: int = score.EACH,
+    say: Tell = print,
+    name: str = FIRST,
 ) -> list[score.Score]:
-    """Train into the folder `out`, which must be new, and return its score. `out`.log keeps all that is said."""
-    journal = out.with_name(f"{out.name}.log")
-    for path in (out, journal):
+    """Train the starter `name` into the folder `out`, which must be new, and return its score. `out`.log keeps all that
+    is said."""
+    for path in (out, journal := out.with_name(f"{out.name}.log")):
         if path.exists():
             raise ValueError(f"{path} is there already; give --out a folder that can be made, with no such log beside")
-    recipe = recipe or Recipe()
+    opened, usual = MADE[name]
+    recipe = recipe or usual
     out.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter(), time.process_time()
-    model, heads = network.new(out, seed), Heads(seed)
+    trainee, heads = opened(out, seed), Heads(seed)
     log = journal.open("x", encoding="utf-8")
 
     def tell(line: str) -> None:
@@ -36,24 +47,28 @@ def build(
         say(line)
 
     with log:
-        size = sum(p.numel() for p in model.net.parameters())
+        net = trainee.model.net
+        size = sum(p.numel() for p in net.parameters())
         tell(f"seed {seed}, {size} parameters, {recipe}")
-        stage_one(model, heads, recipe, seed, tell)
-        stage_two(model, heads, recipe, seed, tell, look)
-        model.net.eval()
-        model.save(out, "original", torch.bfloat16)
+        stage_one(trainee, heads, recipe, seed, tell)
+        stage_two(trainee, heads, recipe, seed, tell, look)
+        stage_three(trainee, heads, recipe, seed, tell, look)
+        net.eval()
+        trainee.save(out)
         cpu, wall = (time.process_time() - began[1]) / 60, (time.perf_counter() - began[0]) / 60
         tell(f"built in {cpu:.1f} CPU-minutes, {wall:.1f} minutes")
         table = score.score(out, each)
         tell(score.as_markdown(table))
-    card.write(out, table, parameters=size, seed=seed, minutes=cpu, steps=(recipe.first, recipe.second))
+    card.write(out, name, table, parameters=size, seed=seed, minutes=cpu, steps=(recipe.first, recipe.second))
     return table
 
 
-def look(model: InternVL2) -> str:
+def look(trainee: Trainee) -> str:
     """Shares of a few questions a kind, of pictures that are neither trained on nor in the test."""
-    model.net.eval()
+    trainee.model.net.eval()
     asked = score.questions(20, score.FIRST_SEED // 2)
-    table = score.count(ChatEngine(cast(ChatFamily, model)), asked)
+    if trainee.model.name in score.SEVERAL:
+        asked |= score.several(20, later=50_000)
+    table = score.count(ChatEngine(trainee.model), asked)
     right, of = sum(s.right for s in table), sum(s.asked for s in table)
     return f"all {right / of:.3f} " + ", ".join(f"{s.kind} {s.share:.2f}" for s in table)

@@ -2,7 +2,7 @@
 
 The picture stands once, every question sees it and itself, and positions begin anew behind the picture: to the net a
 row is so many single questions, for the price of one picture. Some rows are ordinary conversations instead, so that a
-second question is nothing new. Ids and labels are the codec's own, taken apart behind the picture.
+second question is nothing new. Ids, labels and positions are the codec's own, taken apart behind the picture.
 """
 
 from __future__ import annotations
@@ -18,59 +18,83 @@ from PIL import Image
 from torch import Tensor
 
 from anymix.families.common.laying import IGNORE
-from anymix.families.internvl2.codec import InternVL2Codec
-from anymix.families.internvl2.templates import IMAGE_END
-from anymix.samples import ImageRef
-from anymix.starter.canvas import Picture, Question
-from anymix.starter.scenes import about
+from anymix.samples import Conversation, ImageRef, Part, Turn, VideoRef
+from anymix.starter import pairs
+from anymix.starter.build.trainee import Shown, Trainee, positions_of
+from anymix.starter.canvas import Question
+from anymix.starter.films import Film
 
 PADDING = -1  # owner of positions that fill a batch
+Form = tuple[str, tuple[int, int], int, float]  # picture, film or pair; size of its pictures, how many, a second
+Encoded = tuple[list[int], list[int], Tensor, int]  # ids, labels, positions (A, L), where the words begin
 
 
 @dataclass(frozen=True)
 class Row:
-    """Ids, labels and positions of L tokens, and which question owns each (0: all of them)."""
+    """Ids and labels of L tokens, their positions (A, L), and which question owns each (0: all of them)."""
 
     ids: list[int]
     labels: list[int]
-    positions: list[int]
+    positions: Tensor
     owners: list[int]
 
 
 class Layer:
-    """Lays rows with a codec."""
+    """Lays rows with a trainee's codec."""
 
-    def __init__(self, codec: InternVL2Codec) -> None:
-        self.codec = codec
+    def __init__(self, trainee: Trainee) -> None:
+        self.trainee = trainee
         self._encode = functools.lru_cache(maxsize=50_000)(self._encoded)
 
-    def row(self, picture: Picture, questions: Sequence[Question], together: bool = False) -> Row:
+    def row(self, shown: Shown, questions: Sequence[Question], together: bool = False) -> Row:
         """One row. `together` lays the questions as one conversation."""
-        size = picture.image.size
+        form = form_of(shown)
         if together:
-            ids, labels, _ = self._laid(size, questions)
-            return Row(ids, labels, list(range(len(ids))), [0] * len(ids))
-        pairs = [(question.ask, question.answer) for question in questions]
-        ids, labels, split = self._encode(size, *pairs[0])
-        row = Row(ids[:split], labels[:split], list(range(split)), [0] * split)
-        for number, (ask, answer) in enumerate(pairs, start=1):
-            ids, labels, split = self._encode(size, ask, answer)
-            row.ids.extend(ids[split:])
-            row.labels.extend(labels[split:])
-            row.positions.extend(range(split, len(ids)))
-            row.owners.extend([number] * (len(ids) - split))
-        return row
+            ids, labels, positions, _ = self._laid(form, questions)
+            return Row(ids, labels, positions, [0] * len(ids))
+        parts = [self._encode(form, question.ask, question.answer) for question in questions]
+        ids, labels, positions, split = parts[0]
+        found = Row(ids[:split], labels[:split], positions[:, :split], [0] * split)
+        axes = [found.positions]
+        for number, (ids, labels, positions, split) in enumerate(parts, start=1):
+            found.ids.extend(ids[split:])
+            found.labels.extend(labels[split:])
+            axes.append(positions[:, split:])
+            found.owners.extend([number] * (len(ids) - split))
+        return Row(found.ids, found.labels, torch.cat(axes, dim=1), found.owners)
 
-    def _encoded(self, size: tuple[int, int], ask: str, answer: str) -> tuple[list[int], list[int], int]:
-        return self._laid(size, [Question("", ask, answer)])
+    def _encoded(self, form: Form, ask: str, answer: str) -> Encoded:
+        return self._laid(form, [Question("", ask, answer)])
 
-    def _laid(self, size: tuple[int, int], questions: Sequence[Question]) -> tuple[list[int], list[int], int]:
-        item = self.codec.encode(about(_blank(size), questions))
+    def _laid(self, form: Form, questions: Sequence[Question]) -> Encoded:
+        turns: list[Turn] = []
+        for n, question in enumerate(questions):
+            asked = _asked(form, question.ask) if n == 0 else (question.ask,)
+            turns += [Turn("user", asked), Turn("assistant", (question.answer,))]
+        item = self.trainee.codec.encode(Conversation(tuple(turns), "row"))
         ids, labels = item.ids.tolist(), item.labels.tolist()
-        return ids, labels, 1 + ids.index(self.codec.words.id_of(IMAGE_END))
+        return ids, labels, positions_of(item), self.trainee.behind(ids)
 
 
-@functools.lru_cache(maxsize=8)
+def form_of(shown: Shown) -> Form:
+    """All of what is shown that its words depend on."""
+    if isinstance(shown, Film):
+        return "film", shown.frames[0].image.size, len(shown.frames), shown.fps
+    if isinstance(shown, pairs.Pair):
+        return "pair", shown.pictures[0].image.size, len(shown.pictures), 0.0
+    return "picture", shown.image.size, 1, 0.0
+
+
+def _asked(form: Form, ask: str) -> tuple[Part, ...]:
+    kind, size, count, fps = form
+    if kind == "film":
+        return VideoRef("blank", (_blank(size),) * count, fps), "\n" + ask
+    if kind == "pair":
+        return pairs.parts_of([_blank(size)] * count, ask)
+    return _blank(size), "\n" + ask
+
+
+@functools.lru_cache(maxsize=32)
 def _blank(size: tuple[int, int]) -> ImageRef:
     """Words do not depend on what a picture shows, only on its size."""
     stream = io.BytesIO()
@@ -78,13 +102,14 @@ def _blank(size: tuple[int, int]) -> ImageRef:
     return ImageRef("blank", stream.getvalue())
 
 
-def choose(picture: Picture, rng: random.Random, most: int) -> list[Question]:
-    """At most so many of a picture's questions, in any order."""
-    return rng.sample(picture.questions, min(len(picture.questions), most))
+def choose(shown: Shown, rng: random.Random, most: int) -> list[Question]:
+    """At most so many of its questions, in any order."""
+    return rng.sample(shown.questions, min(len(shown.questions), most))
 
 
-def batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-    """R rows padded to L: ids, labels, positions (R, L) and the mask (R, 1, L, L), True where a position may look."""
+def batch(rows: Sequence[Row], trainee: Trainee) -> dict[str, Tensor]:
+    """R rows padded to L: ids, labels, seen (R, L), True where a token of a picture goes, positions (A, R, L) and the
+    mask (R, 1, L, L), True where a position may look."""
     width = max(len(row.ids) for row in rows)
 
     def table(values: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -93,9 +118,14 @@ def batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     owners = table([row.owners for row in rows], PADDING)
     own = (owners[:, :, None] == owners[:, None, :]) | (owners[:, None, :] == 0)
     past = torch.ones(width, width, dtype=torch.bool).tril()
+    ids = table([row.ids for row in rows], trainee.codec.pad_id)
+    positions = torch.zeros(len(rows[0].positions), len(rows), width, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        positions[:, number, : len(row.ids)] = row.positions
     return {
-        "ids": table([row.ids for row in rows], pad_id),
+        "ids": ids,
+        "seen": torch.isin(ids, torch.tensor(trainee.placeholders)),
         "labels": table([row.labels for row in rows], IGNORE),
-        "positions": table([row.positions for row in rows], 0),
+        "positions": positions,
         "mask": (own & past)[:, None],
     }
