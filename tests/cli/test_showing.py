@@ -164,7 +164,7 @@ def test_the_three_that_draw(shown: Any, model: str) -> None:
         (("-m", "qwen", "-r", "-1"), "rows.jsonl has rows 0 to 2, there is no row -1; give one of these"),
         (("-m", "qwen", "-r", "3"), "there is no row 3"),
         (("-m", "qwen", "--max-tiles", "3"), "model.max_tiles is not for Qwen2-VL"),
-        (("-m", "starter:internvl2", "--fps", "2"), "model.fps is not for InternVL2"),
+        (("-m", "starter:internvl2", "--min-pixels", "2"), "model.min_pixels is not for InternVL2"),
         (("-m", "llava", "--min-pixels", "2"), "min_pixels"),
         (("-m", "llava", "--positions"), "--positions shows the three positions of Qwen2-VL, and llava counts 0, 1, 2"),
         (("-m", "llava", "-r", "1"), "a video, which LLaVA-1.6 has no place for"),

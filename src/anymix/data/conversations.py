@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 from anymix.data.check import Verdict, check, check_row
 from anymix.data.grammar import Reading, opens_with_answer, parse
@@ -28,6 +28,7 @@ from anymix.data.named import columns_of
 from anymix.data.pages import file_of, unfolded
 from anymix.data.places import Places
 from anymix.data.sheets import FILES, SheetRows
+from anymix.data.source import Source
 from anymix.data.tables import open_arrow, read_table, refuse_unreadable
 from anymix.samples import Conversation, ImageRef, SampleError
 
@@ -42,16 +43,6 @@ _META = {
     "length": (int,),
     "max_dynamic_patch": (int,),
 }
-
-
-class Source(Protocol):
-    """Raw rows of one file. `record` raises SampleError for a row that cannot be read."""
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def key(self, n: int) -> str: ...
-    def record(self, n: int) -> Any: ...
 
 
 class JsonLines:

@@ -13,7 +13,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from anymix.data.source import Source
 
 INFO = "dataset_info.json"
 _SHARED = {"system": None, "tools": None, "images": None, "videos": None, "audios": None}
@@ -28,16 +30,6 @@ _TAGS = {
 # Columns and tags as LLaMA-Factory calls them -> as the grammar does.
 _NAMES = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"}
 _ROLES = {"user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"}
-
-
-class Source(Protocol):
-    """Raw rows of one file."""
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def key(self, n: int) -> str: ...
-    def record(self, n: int) -> Any: ...
 
 
 @dataclass(frozen=True)
