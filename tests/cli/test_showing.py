@@ -164,7 +164,7 @@ def test_the_three_that_draw(shown: Any, model: str) -> None:
         (("-m", "qwen", "-r", "-1"), "rows.jsonl has rows 0 to 2, there is no row -1; give one of these"),
         (("-m", "qwen", "-r", "3"), "there is no row 3"),
         (("-m", "qwen", "--max-tiles", "3"), "model.max_tiles is not for Qwen2-VL"),
-        (("-m", "starter:internvl2", "--fps", "2"), "model.fps is not for InternVL2"),
+        (("-m", "starter:internvl2", "--min-pixels", "2"), "model.min_pixels is not for InternVL2"),
         (("-m", "llava", "--min-pixels", "2"), "min_pixels"),
         (("-m", "llava", "--positions"), "--positions shows the three positions of Qwen2-VL, and llava counts 0, 1, 2"),
         (("-m", "llava", "-r", "1"), "a video, which LLaVA-1.6 has no place for"),
@@ -178,3 +178,12 @@ def test_what_cannot_be_shown_is_a_sentence(
     run = anymix("data", "show", "rows.jsonl", *words)
     assert isinstance(run.exception, ValueError), run.exception
     assert found in str(run.exception) and "\n" not in str(run.exception)
+
+
+def test_internvl2_with_a_video(anymix: Any, place: Path) -> None:
+    found = tree(anymix, place, "starter:internvl2", "-r", 1, "--max-frames", 3)
+    picture, film = found["sights"]
+    assert (picture["kind"], film["kind"], film["tokens"]) == ("picture", "video", 48)
+    assert len(film["frames"]) == 3 and film["seconds"] == [n / 2 for n in film["frames"]]
+    assert film["tiles"][0] == f"frame {film['frames'][0]} (f{film['frames'][0]}.png, at {film['seconds'][0]:.2f} s)"
+    assert [token["sight"] for token in found["tokens"] if token["role"] == "image"].count(1) == 48

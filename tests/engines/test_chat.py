@@ -227,7 +227,7 @@ def test_a_conversation_remembers_turns_and_pictures(engine, pictures):
     turns = (
         ask("What is it?", [pictures[0]]),
         Turn("assistant", (first,)),
-        ask("And these?", [pictures[1], pictures[3]]),
+        ask("And these?", [pictures[1], pictures[3]], lead=engine.family.codec.lead),
     )
     assert chat.turns == (*turns, Turn("assistant", (second,)))
     assert second == engine.answer([Conversation(turns, "a")], FEW)[0].text
@@ -260,7 +260,8 @@ def test_a_turn_that_fails_or_says_nothing_is_not_remembered(engine, tmp_path):
 def test_pictures_stand_where_the_question_says():
     a, b = ImageRef("a.png"), ImageRef("b.png")
     assert ask("Q", ["a.png"]).parts == (a, "\nQ")
-    assert ask("Q", [a, b]).parts == ("Image-1: ", a, "\nImage-2: ", b, "\nQ")
+    assert ask("Q", [a, b]).parts == (a, "\n", b, "\nQ")
+    assert ask("Q", [a, b], lead=lambda pictures, videos: f"{pictures} of <image><image>").parts == ("2 of ", a, b, "Q")
     assert ask("left <image> right <image>", [a, b]).parts == ("left ", a, " right ", b)
     assert ask("a literal <image>").parts == ("a literal <image>",)
     with pytest.raises(ValueError, match="has 1 <image> for 2 pictures"):

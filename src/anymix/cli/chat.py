@@ -53,6 +53,8 @@ def chat(
     seed: options.Seed = None,
     max_tiles: options.MaxTiles = None,
     max_pixels: options.MaxPixels = None,
+    max_frames: options.MaxFrames = None,
+    fps: options.Fps = None,
     template: options.Template = None,
     base: options.Base = None,
     as_json: AsJson = False,
@@ -77,7 +79,8 @@ def chat(
     from anymix.engines import open_chat
     from anymix.engines.chat import Chat
 
-    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
+    seen: dict[str, Any] = {"max_pixels": max_pixels, "max_frames": max_frames, "fps": fps}
+    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template, **seen)
     settle_threads(engine.family.net)
     talk = Chat(engine, system, drawn)
     _note(_opened(engine))

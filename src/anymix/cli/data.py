@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from anymix.cli import checking, showing
+from anymix.cli import checking, films, showing
 
 app = typer.Typer(help="Look at training rows, and bring tables and other formats into training form.")
 app.command()(checking.check)
 app.command()(showing.show)
+app.command()(films.films)
 
 
 @app.command()

@@ -21,5 +21,7 @@ MaxTiles = Annotated[int | None, typer.Option(help="Most tiles all pictures may 
 MaxPixels = Annotated[
     int | None, typer.Option(help="Qwen2-VL: most pixels of a picture or frame; 784 are a token. Default: the model's.")
 ]
+MaxFrames = Annotated[int | None, typer.Option(help="Most frames to see of a video; default: 8 (InternVL2), 768.")]
+Fps = Annotated[float | None, typer.Option(help="Frames to see of a second of video; default: 2 (Qwen2-VL).")]
 Template = Annotated[str | None, typer.Option(help="Conversation template; default: the model's.")]
 Base = Annotated[str | None, typer.Option(help="For an adapter: the model under it, instead of the one it names.")]

@@ -52,6 +52,8 @@ def predict(
     image_column: ImageColumn = None,
     max_tiles: options.MaxTiles = None,
     max_pixels: options.MaxPixels = None,
+    max_frames: options.MaxFrames = None,
+    fps: options.Fps = None,
     template: options.Template = None,
     base: options.Base = None,
     as_json: AsJson = False,
@@ -73,9 +75,10 @@ def predict(
     from anymix.engines import open_chat
     from anymix.engines.predict import predict as run
 
-    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, max_pixels=max_pixels, template=template)
+    seen: dict[str, Any] = {"max_pixels": max_pixels, "max_frames": max_frames, "fps": fps}
+    engine = open_chat(model, device, dtype, base=base, max_tiles=max_tiles, template=template, **seen)
     told = {"dtype": dtype, "max_tiles": max_tiles, "template": template, "question": question}
-    told |= {} if max_pixels is None else {"max_pixels": max_pixels}
+    told |= {name: value for name, value in seen.items() if value is not None}
     with bar("rows", not as_json) as progress:
         how: dict[str, Any] = {"sampling": drawn, "batch": batch, "schema": checked, "retries": retries}
         summary = run(engine, rows, output, **how, restart=restart, settings=told, progress=progress)

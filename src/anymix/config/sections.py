@@ -52,8 +52,15 @@ class Model(Section):
     max_pixels: Positive | None = _key(
         None, "most pixels of a picture or frame, shrunk to them (Qwen2-VL: 784 are a token); default: the model's own"
     )
-    fps: float | None = _key(None, "frames to see of a second of video (Qwen2-VL); default: 2", gt=0)
-    max_frames: Positive | None = _key(None, "most frames to see of a video (Qwen2-VL); default: 768")
+    fps: float | None = _key(
+        None, "frames to see of a second of video; default: 2 (Qwen2-VL), max_frames of any video (InternVL2)", gt=0
+    )
+    max_frames: Positive | None = _key(
+        None, "most frames to see of a video; default: 768 (Qwen2-VL), 8, a tile each, evenly spread (InternVL2)"
+    )
+    frame_sampling: Literal["middle", "random"] | None = _key(
+        None, "which frame of a stretch of video to train on: its middle, or any, drawn each time (InternVL2)"
+    )
     vision_config: str | None = _key(
         None,
         "folder, config.json or hub id of the CLIP a LLaVA's config.json names as its vision tower, where anymix does "

@@ -108,21 +108,57 @@ def _look_into(ref: VideoRef, key: str) -> Film:
 
 
 def _decoded(ref: VideoRef, key: str, wanted: Sequence[int]) -> list[Image.Image]:
-    found: dict[int, Image.Image] = {}
-    with _container(ref, key) as container:
-        try:
-            for number, frame in enumerate(container.decode(_stream(container, ref, key))):
-                if number in wanted:
-                    found[number] = _upright(frame)
-                if number >= max(wanted):
-                    break
-        except _errors() as error:
-            raise SampleError(key, f"video {ref.path} is damaged ({error})", "copy it again") from None
+    try:
+        with _container(ref, key) as container:
+            found = _sought(container, _stream(container, ref, key), wanted)
+        if found is None:
+            with _container(ref, key) as container:
+                found = _in_turn(container, _stream(container, ref, key), wanted)
+    except _errors() as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(key, f"video {ref.path} is damaged ({error})", "copy it again") from None
     missing = [number for number in wanted if number not in found]
     if missing:
         found_ = f"video {ref.path} breaks off before frame {missing[0]}"
         raise SampleError(key, found_, "copy it again, or cut it where it is whole")
     return [found[number] for number in wanted]
+
+
+def _sought(container: Any, stream: Any, wanted: Sequence[int]) -> dict[int, Image.Image] | None:
+    """Frames by number, decoding from the key frame before each: some frames of hours cost what some frames cost.
+    None where packets do not say when each frame is shown, or frames come at other times than packets said."""
+    packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size > 0]
+    times = sorted({pts for pts, _ in packets if pts is not None})
+    if len(times) != len(packets):
+        return None
+    starts = sorted(pts for pts, whole in packets if whole)
+    found: dict[int, Image.Image] = {}
+    decoder, at = None, times[0]
+    for number in sorted(n for n in set(wanted) if n < len(times)):
+        start = max((pts for pts in starts if pts <= times[number]), default=times[0])
+        if decoder is None or start > at:
+            container.seek(start, stream=stream)
+            decoder = container.decode(stream)
+        for frame in decoder:
+            at = frame.pts
+            if at is None or at > times[number]:
+                return None
+            if at == times[number]:
+                found[number] = _upright(frame)
+                break
+    return found
+
+
+def _in_turn(container: Any, stream: Any, wanted: Sequence[int]) -> dict[int, Image.Image]:
+    """Frames by number, decoding all before the last."""
+    found: dict[int, Image.Image] = {}
+    for number, frame in enumerate(container.decode(stream)):
+        if number in wanted:
+            found[number] = _upright(frame)
+        if number >= max(wanted):
+            break
+    return found
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -199,7 +199,7 @@ def _cells(line: Line, columns: Sequence[str], references: bool) -> list[str]:
     middle = [_cell(values.get(name)) for name in columns] if columns else [answer]
     unused = [answer if problem else ""] if columns else []
     reference = [line.get("reference") or ""] if references else []
-    return [line["key"], "; ".join(line["images"]), *middle, *reference, problem, *unused]
+    return [line["key"], "; ".join([*line["images"], *line.get("videos", ())]), *middle, *reference, problem, *unused]
 
 
 def _cell(value: Any) -> str:

@@ -195,7 +195,7 @@ Ready = tuple[str, Prompt | SampleError]
 
 def _ready(engine: ChatEngine, picture: str, question: str) -> Ready:
     try:
-        return picture, engine.prompt(Conversation((ask(question, [picture]),), picture))
+        return picture, engine.prompt(Conversation((ask(question, [picture], lead=engine.family.codec.lead),), picture))
     except SampleError as error:
         return picture, error
 

@@ -25,6 +25,7 @@ from anymix.samples import Conversation, ImageRef, Part, SampleError, Turn, Vide
 
 Finish = Literal["stop", "length", "cancelled"]
 PICTURE, VIDEO = "<image>", "<video>"  # where one stands in a question
+Lead = Callable[[int, int], str]  # numbers of pictures and videos -> what stands before a question, as codecs write it
 STRETCHED = ("linear", "dynamic")  # rotary scalings whose factor comes on top of max_position_embeddings
 
 
@@ -223,7 +224,7 @@ class Chat:
     ) -> Iterator[Piece]:
         """Ask, and stream the answer. The turn is remembered once its last piece was given out; one that
         failed, was left early, or was cancelled before a word came is not."""
-        turns = (*self.turns, ask(text, images, videos))
+        turns = (*self.turns, ask(text, images, videos, self.engine.family.codec.lead))
         conversation = Conversation(turns, f"turn {self.asked + 1}")
         for piece in self.engine.stream(conversation, self.sampling, cancel):
             if piece.answer and (piece.answer.text or piece.finish != "cancelled"):
@@ -239,22 +240,20 @@ def ask(
     text: str,
     images: Sequence[str | Path | ImageRef] = (),
     videos: Sequence[str | Path | VideoRef] = (),
+    lead: Lead | None = None,
 ) -> Turn:
     """A question about pictures and videos as a user's turn.
 
-    `<image>` and `<video>` in the text say where they stand. Without it one picture comes first on a line of its
-    own, several come as lines `Image-1: <image>`, as the InternVL2 model card writes them, and videos come before
-    them, a line each. A PDF stands for its pages, in order; one mark is enough for them. Raises ValueError when marks
-    and pictures differ in number, SampleError for a PDF whose pages cannot be counted."""
+    `<image>` and `<video>` in the text say where they stand. Those of a kind it says nothing of stand before it as
+    `lead` has them, a family's own way (`ChatCodec.lead`); without one they have a line each, videos first. Raises
+    ValueError when marks and pictures differ in number. A PDF stands for its pages, in order; one mark is enough for
+    them. SampleError for one whose pages cannot be counted."""
     refs = [image if isinstance(image, ImageRef) else ImageRef(str(image)) for image in images]
     if PICTURE not in text:
         refs = [page for ref in refs for page in pages.refs_of(ref, ref.path)]
     films = [video if isinstance(video, VideoRef) else VideoRef(str(video)) for video in videos]
-    if refs and PICTURE not in text:
-        lines = [f"Image-{n + 1}: {PICTURE}\n" for n in range(len(refs))] if len(refs) > 1 else [f"{PICTURE}\n"]
-        text = "".join(lines) + text
-    if films and VIDEO not in text:
-        text = f"{VIDEO}\n" * len(films) + text
+    unsaid = len(refs) * (PICTURE not in text), len(films) * (VIDEO not in text)
+    text = (lead or a_line_each)(*unsaid) + text
     given: dict[str, Sequence[ImageRef | VideoRef]] = {PICTURE: refs, VIDEO: films}
     for mark, things in given.items():
         noun = "pictures" if mark == PICTURE else "videos"
@@ -267,3 +266,8 @@ def ask(
     pieces = re.split(f"({'|'.join(waiting)})", text)
     parts: list[Part] = [next(waiting[piece]) if piece in waiting else piece for piece in pieces]
     return Turn("user", tuple(pages.apart([part for part in parts if part], "the question")))
+
+
+def a_line_each(pictures: int, videos: int) -> str:
+    """What training rows in InternVL's and LLaVA's form have before a question."""
+    return f"{VIDEO}\n" * videos + f"{PICTURE}\n" * pictures

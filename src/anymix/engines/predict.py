@@ -24,7 +24,7 @@ from anymix.adapters.files import fingerprint
 from anymix.engines.answers import Line, Schema, to_csv
 from anymix.engines.chat import Answer, ChatEngine
 from anymix.engines.ledger import Ledger
-from anymix.engines.rows import keys_of, last_question
+from anymix.engines.rows import Pictures, Sheet, keys_of, last_question
 from anymix.engines.sampling import Sampling
 from anymix.families.contract import Prompt
 from anymix.samples import Conversation, SampleError
@@ -94,6 +94,8 @@ def predict(
         raise ValueError(f"batch = {batch} and retries = {retries}, expected at least 1 and at least 0")
     out, sampling = Path(out), sampling or Sampling()
     path = _journal(out)
+    if isinstance(rows, Pictures | Sheet):
+        rows = replace(rows, lead=engine.family.codec.lead)
     keys = keys_of(rows)
     job = _Job(engine, rows, keys, sampling, schema, retries)
     began = time.perf_counter()
@@ -157,6 +159,7 @@ class _Job:
         try:
             conversation, reference = last_question(self.rows[n])
             line["images"] = [ref.path for ref in conversation.images]
+            line |= {"videos": [ref.path for ref in conversation.videos]} if conversation.videos else {}
             line |= {} if reference is None else {"reference": reference}
             return _Ready(self.engine.prompt(conversation), line)
         except SampleError as error:

@@ -19,7 +19,7 @@ from anymix.data.pages import SUFFIX as PDF
 from anymix.data.pages import file_of
 from anymix.data.sheets import SheetRows
 from anymix.data.tables import read_table
-from anymix.engines.chat import ask
+from anymix.engines.chat import Lead, ask
 from anymix.families.common.folders import nearest
 from anymix.samples import Conversation, SampleError
 
@@ -36,6 +36,7 @@ class Sheet(Sequence[Conversation]):
     root: str
     columns: tuple[str, ...]
     picked: range
+    lead: Lead | None = None  # how the family that is asked has pictures before a question
 
     def __len__(self) -> int:
         return len(self.picked)
@@ -48,7 +49,7 @@ class Sheet(Sequence[Conversation]):
         if not refs:
             raise SampleError(key, f"the row names no picture in {', '.join(self.columns)}", "write one, or delete it")
         try:
-            return Conversation((ask(self.question, refs),), key)
+            return Conversation((ask(self.question, refs, lead=self.lead),), key)
         except SampleError as error:
             raise SampleError(key, error.found, error.remedy) from None
         except ValueError as error:
@@ -65,6 +66,7 @@ class Pictures(Sequence[Conversation]):
     paths: tuple[str, ...]
     question: str
     others: tuple[str, ...] = ()
+    lead: Lead | None = None  # how the family that is asked has pictures before a question
 
     @classmethod
     def of(cls, folder: str | Path, question: str) -> Pictures:
@@ -80,7 +82,7 @@ class Pictures(Sequence[Conversation]):
     def __getitem__(self, n: Any) -> Any:
         if isinstance(n, slice):
             return replace(self, paths=self.paths[n])
-        return Conversation((ask(self.question, [self.paths[n]]),), self.key(n))
+        return Conversation((ask(self.question, [self.paths[n]], lead=self.lead),), self.key(n))
 
     def key(self, n: int) -> str:
         return self.paths[n]

@@ -103,12 +103,52 @@ class Codec(Protocol):
         ...
 
 
+class ChatCodec(Codec, Protocol):
+    """The codec of a family that talks."""
+
+    def lead(self, pictures: int, videos: int) -> str:
+        """What stands before a question about so many pictures and videos that does not say where they go: `<image>`
+        and `<video>` for each, in the words the model was trained with."""
+        ...
+
+    def prompt(self, conversation: Conversation) -> Prompt:
+        """A conversation that ends with a question, as ids up to where the answer begins, and its pixels."""
+        ...
+
+    def show(self, conversation: Conversation) -> list[Token]:
+        """Every token of a training row with its role, for people to look at."""
+        ...
+
+    def sights(self, conversation: Conversation) -> list[Sight]:
+        """Its pictures and videos in reading order, for people to look at."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Answer tokens to text, marks left out."""
+        ...
+
+
+class DrawingCodec(Codec, Protocol):
+    """The codec of a family that draws."""
+
+    resolution: int  # edge in pixels of the square the model was made for
+
+    @property
+    def grain(self) -> int:
+        """Pixels widths and heights must be multiples of."""
+        ...
+
+    def refuse_size(self, width: int, height: int) -> None:
+        """Raise ValueError in one sentence for a size in pixels this model cannot draw."""
+        ...
+
+
 class Family(Protocol):
     """A model that trains: opened weights, its codec and its loss."""
 
     name: str
     folder: Path  # where it was opened from
-    codec: Any
+    codec: Any  # a ChatCodec or a DrawingCodec
     net: nn.Module  # ONE module holding all that trains
     frozen: Mapping[str, nn.Module]  # what never trains and may leave the device
     blocks: tuple[type[nn.Module], ...]  # what checkpointing and sharding wrap
@@ -257,6 +297,6 @@ class ImageFamily(Family, Protocol):
 
 
 __all__ = [
-    "Batch", "Cache", "ChatFamily", "Codec", "Condition", "Conversation", "Family", "ImageFamily", "ImageRef", "Item",
-    "Prompt", "Sight", "Size", "Token",
+    "Batch", "Cache", "ChatCodec", "ChatFamily", "Codec", "Condition", "Conversation", "DrawingCodec", "Family",
+    "ImageFamily", "ImageRef", "Item", "Prompt", "Sight", "Size", "Token",
 ]  # fmt: skip

@@ -132,8 +132,8 @@ def open_model(run: Run) -> Family:
     options = {"template": model.template, "image_size": model.image_size, "max_tiles": model.max_tiles,
                "min_tiles": model.min_tiles, "thumbnail": model.thumbnail, "min_pixels": model.min_pixels,
                "max_pixels": model.max_pixels, "fps": model.fps, "max_frames": model.max_frames,
-               "vision_config": model.vision_config, "unet": model.unet, "vae": model.vae,
-               "transformer": model.transformer, "tokenizer": model.tokenizer,
+               "frame_sampling": model.frame_sampling, "vision_config": model.vision_config, "unet": model.unet,
+               "vae": model.vae, "transformer": model.transformer, "tokenizer": model.tokenizer,
                "text_encoders": model.text_encoders, "t5_tokens": model.t5_tokens}  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
     family = families.open_folder(model.path, "cpu", None, **given)

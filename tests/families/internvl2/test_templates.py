@@ -123,7 +123,7 @@ BAD: dict[str, list[tuple[Role, str | tuple[Part, ...]]]] = {
     "an empty assistant turn": [("user", "a"), ("assistant", " \n")],
     "an empty user turn": [("user", ""), ("assistant", "b")],
     "no assistant turn": [("user", "a")],
-    "a picture outside the user's turns": [("user", "a"), ("assistant", ("b", PICTURE))],
+    "a picture or video outside the user's turns": [("user", "a"), ("assistant", ("b", PICTURE))],
 }
 
 

@@ -16,7 +16,7 @@ from anymix import families
 from anymix.engines.chat import ask
 from anymix.families.llava_next import anyres
 from anymix.families.llava_next.codec import IGNORE, IMAGE, LlavaNextCodec
-from anymix.samples import Conversation, ImageRef, SampleError, Turn
+from anymix.samples import Conversation, ImageRef, SampleError, Turn, VideoRef
 from tiny_llava import EDGE, PINPOINTS, tiny_llava
 
 HUMAN = (
@@ -256,6 +256,20 @@ def test_rows_that_cannot_be_written_are_named(
 ) -> None:
     with pytest.raises(SampleError, match=f"rows:7: {sentence}"):
         codecs["vicuna"].encode(Conversation(turns, "rows:7"))
+
+
+def test_a_video_is_refused_with_what_to_do(codecs: dict[str, LlavaNextCodec]) -> None:
+    turns = (Turn("user", (VideoRef("a.mp4"), "\nWhat is it?")), Turn("assistant", ("A cat.",)))
+    for use in (codecs["vicuna"].encode, codecs["vicuna"].measure):
+        with pytest.raises(SampleError, match="^rows:7: a video, which LLaVA-1.6 has no place for; give a few of its"):
+            use(Conversation(turns, "rows:7"))
+
+
+def test_pictures_of_a_question_stand_on_a_line_each(codecs: dict[str, LlavaNextCodec]) -> None:
+    a, b = ImageRef("a.png"), ImageRef("b.png")
+    assert ask("Q", [a, b], lead=codecs["vicuna"].lead).parts == (a, "\n", b, "\nQ")
+    assert ask("Q", [a], lead=codecs["vicuna"].lead).parts == (a, "\nQ")
+    assert ask("Q <image>?", [a], lead=codecs["vicuna"].lead).parts == ("Q ", a, "?")
 
 
 def test_a_row_that_is_too_long_is_never_cut(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from anymix import families
+from anymix.engines.chat import ask
 from anymix.families.common.laying import IGNORE
 from anymix.families.qwen2_vl.codec import Qwen2VLCodec
 from anymix.samples import Conversation, ImageRef, SampleError, Turn, VideoRef
@@ -185,3 +186,9 @@ def test_a_row_too_long_says_what_would_shorten_it(folder: Path, picture: Draw) 
     turns = (Turn("user", (picture(500, 500),)), Turn("assistant", ("a",)))
     message = _refused(short, *turns)
     assert "16 of them for 1 pictures" in message and "lower model.max_pixels (now 12544)" in message
+
+
+def test_pictures_and_videos_of_a_question_stand_one_behind_the_other(codec: Qwen2VLCodec) -> None:
+    a, b, shot = ImageRef("a.png"), ImageRef("b.png"), VideoRef("c.mp4")
+    assert ask("Q", [a, b], [shot], codec.lead).parts == (shot, a, b, "Q")
+    assert ask("Q <video>?", [a], [shot], codec.lead).parts == (a, "Q ", shot, "?")

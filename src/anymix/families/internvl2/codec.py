@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anymix.data.images import image_size, open_image
+from anymix.data import video
+from anymix.data.grammar import FILM, MARK
 from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, Message, Stretch, lay, outline
 from anymix.families.common.words import Words, open_words
 from anymix.families.contract import Batch, Prompt, Sight, Size, Token
 from anymix.families.internvl2 import tiling
+from anymix.families.internvl2.frames import SEGMENTS, Choice, Shown, opened, unrolled
 from anymix.families.internvl2.templates import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -67,6 +70,7 @@ class InternVL2Codec:
     system_message: str | None = None  # instead of the template's
     augment: bool = True  # re-compress tiles of rows that ask for it; off for validation
     overrides: tuple[tuple[str, Any], ...] = ()  # options that were set against the model's own config
+    frames: Choice = Choice()  # of its videos
 
     def __post_init__(self) -> None:
         for mark in self._marks:
@@ -82,6 +86,11 @@ class InternVL2Codec:
                 f"model.min_tiles={self.min_tiles} and model.max_tiles={self.max_tiles}, expected "
                 "1 <= min_tiles <= max_tiles; set both"
             )
+        if self.frames.most < 1 or (self.frames.fps is not None and self.frames.fps <= 0):
+            raise ValueError(
+                f"model.max_frames={self.frames.most} and model.fps={self.frames.fps}, expected 1 frame or more and "
+                "fps above 0; set them"
+            )
 
     @classmethod
     def from_folder(
@@ -95,6 +104,9 @@ class InternVL2Codec:
         image_size: int | None = None,
         thumbnail: bool | None = None,
         max_length: int | None = None,
+        max_frames: int | None = None,
+        fps: float | None = None,
+        frame_sampling: str | None = None,
         **others: Any,
     ) -> InternVL2Codec:
         """The codec of a model folder. `config` is its config.json in the original layout; what it leaves out
@@ -129,6 +141,7 @@ class InternVL2Codec:
                 )
                 if value is not None and value != own
             ),
+            frames=Choice(SEGMENTS if max_frames is None else max_frames, fps, frame_sampling == "random"),
         )
 
     # --- what a family asks
@@ -170,6 +183,11 @@ class InternVL2Codec:
         """The same codec without augmentation, for validation."""
         return replace(self, augment=False)
 
+    def lead(self, pictures: int, videos: int) -> str:
+        """Lines, videos first; several pictures have a number, as the model card writes them."""
+        numbered = [f"Image-{n + 1}: {MARK}\n" for n in range(pictures)] if pictures > 1 else [f"{MARK}\n"] * pictures
+        return f"{FILM}\n" * videos + "".join(numbered)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""
         return self.words.decode(ids)
@@ -178,15 +196,15 @@ class InternVL2Codec:
 
     def encode(self, conversation: Conversation, seed: int = 0) -> InternVL2Item:
         """One training row. Raises SampleError when it cannot be encoded whole."""
-        images = [open_image(ref, conversation.key) for ref in conversation.images]
-        grids = self._grids(conversation, [image.size for image in images])
+        conversation, shown = self._shown(conversation, random.Random(seed) if self.augment else None)
+        grids = self._grids(conversation, shown)
         laid = self._lay(conversation, grids)
         quality = random.Random(seed) if conversation.degrade and self.augment else None
         labels = torch.tensor(laid.labels, dtype=torch.int64)
         return InternVL2Item(
             torch.tensor(laid.ids, dtype=torch.int64),
             labels,
-            self._tiles(images, grids, quality),
+            self._tiles(shown, grids, conversation.key, quality),
             conversation.key,
             float((labels != IGNORE).sum()),
             seed,
@@ -195,7 +213,8 @@ class InternVL2Codec:
     def measure(self, conversation: Conversation) -> Size:
         """The size `encode` would give, from words and image headers. Raises the same SampleErrors, but for
         pictures whose pixels cannot be decoded."""
-        grids = self._grids(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        conversation, shown = self._shown(conversation)
+        grids = self._grids(conversation, shown)
         laid = self._lay(conversation, grids)
         return Size(len(laid.ids), self._count(grids), sum(label != IGNORE for label in laid.labels))
 
@@ -226,16 +245,17 @@ class InternVL2Codec:
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """A conversation that ends with a question, as ids up to where the answer begins, and its tiles."""
-        images = [open_image(ref, conversation.key) for ref in conversation.images]
-        grids = self._grids(conversation, [image.size for image in images])
+        conversation, shown = self._shown(conversation)
+        grids = self._grids(conversation, shown)
         laid = lay(self.words, self._render(conversation, grids, answer=True))
         self._check_placeholders(laid, grids, conversation.key)
         ids = torch.tensor(laid.ids, dtype=torch.int64)
-        return Prompt(ids, self._tiles(images, grids), conversation.key, {"tiles": self._count(grids)})
+        return Prompt(ids, self._tiles(shown, grids, conversation.key), conversation.key, {"tiles": self._count(grids)})
 
     def show(self, conversation: Conversation) -> list[Token]:
         """Every token of a training row with its role, for people to look at."""
-        grids = self._grids(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        conversation, shown = self._shown(conversation)
+        grids = self._grids(conversation, shown)
         laid = self._lay(conversation, grids, roles=True)
         tokens, placeholders = [], 0
         for id, label, role in zip(laid.ids, laid.labels, laid.roles, strict=True):
@@ -245,18 +265,27 @@ class InternVL2Codec:
         return tokens
 
     def sights(self, conversation: Conversation) -> list[Sight]:
-        """Its pictures in order, for people to look at."""
-        sizes = [image_size(ref, conversation.key) for ref in conversation.images]
-        found = []
-        for ref, size, grid in zip(conversation.images, sizes, self._grids(conversation, sizes), strict=True):
-            tiles = tiling.names(grid, self.thumbnail)
-            seen = (grid[0] * self.image_size, grid[1] * self.image_size)
-            found.append(Sight(ref.path, size, seen, len(tiles) * self.tokens_per_tile, tuple(tiles)))
-        return found
+        """Its pictures and videos in order, for people to look at."""
+        rolled, shown = self._shown(conversation)
+        pairs = zip(shown, self._grids(rolled, shown), strict=True)
+        together = [list(some) for _, some in groupby(pairs, key=lambda pair: pair[0].place)]
+        return [self._sight(some, conversation.key) for some in together]
+
+    def _sight(self, some: Sequence[tuple[Shown, Grid]], key: str) -> Sight:
+        one, grid = some[0]
+        seen = (grid[0] * self.image_size, grid[1] * self.image_size)
+        tokens = sum(self._tokens([each for _, each in some]))
+        if one.film is None:
+            return Sight(one.ref.path, one.size, seen, tokens, tuple(tiling.names(grid, self.thumbnail)))
+        frames, rate = tuple(frame.number for frame, _ in some), video.look(one.film, key).fps
+        seconds = () if rate is None else tuple(number / rate for number in frames)
+        tiles = video.named(one.film, key, frames, seconds, 1)
+        return Sight(one.film.path, one.size, seen, tokens, tuple(tiles), frames, seconds)
 
     def outline(self, conversation: Conversation) -> list[Stretch]:
         """Where in a training row questions, answers and pictures stand. Opens headers alone, as `measure` does."""
-        grids = self._grids(conversation, [image_size(ref, conversation.key) for ref in conversation.images])
+        conversation, shown = self._shown(conversation)
+        grids = self._grids(conversation, shown)
         return outline(self._lay(conversation, grids, roles=True).roles, self._tokens(grids))
 
     # --- inside
@@ -270,19 +299,24 @@ class InternVL2Codec:
         assert id is not None, mark  # checked at construction
         return id
 
-    def _grids(self, conversation: Conversation, sizes: Sequence[Grid]) -> list[Grid]:
-        """The grid of every picture, from (width, height)."""
+    def _shown(self, conversation: Conversation, rng: random.Random | None = None) -> tuple[Conversation, list[Shown]]:
+        """The row with frames for its videos, and all its pictures. Raises SampleError for one that cannot be read."""
+        self._refuse_forged(conversation)
+        return unrolled(conversation, self.frames, rng)
+
+    def _grids(self, conversation: Conversation, shown: Sequence[Shown]) -> list[Grid]:
+        """The grid of every picture. `conversation` has no videos any more."""
         most = self.max_tiles if conversation.max_tiles is None else conversation.max_tiles
         bounds = tiling.budget(conversation.images, 1 if self.pad2square else most)
         return [
-            tiling.tile_grid(*size, min_tiles=self.min_tiles, max_tiles=bound, size=self.image_size)
-            for size, bound in zip(sizes, bounds, strict=True)
+            tiling.tile_grid(*one.size, min_tiles=self.min_tiles, max_tiles=bound, size=self.image_size)
+            for one, bound in zip(shown, bounds, strict=True)
         ]
 
     def _count(self, grids: Sequence[Grid]) -> int:
         return sum(tiling.count_tiles(grid, self.thumbnail) for grid in grids)
 
-    def _render(self, conversation: Conversation, grids: Sequence[Grid], answer: bool = False) -> list[Message]:
+    def _refuse_forged(self, conversation: Conversation) -> None:
         for turn in conversation.turns:
             forged = next((mark for mark in self._marks if mark in turn.text), None)
             if forged is not None:
@@ -291,6 +325,8 @@ class InternVL2Codec:
                     f"the {turn.role} turn contains {forged}, which the model would read as a mark",
                     "write it another way, or leave the row out",
                 )
+
+    def _render(self, conversation: Conversation, grids: Sequence[Grid], answer: bool = False) -> list[Message]:
         system = self.system_message
         return render(self.template, conversation, self._tokens(grids), answer=answer, system_message=system)
 
@@ -306,6 +342,8 @@ class InternVL2Codec:
             tiles = self._count(grids)
             pictures = f", {tiles * self.tokens_per_tile} of them for {tiles} picture tiles" if tiles else ""
             fewer = f"lower model.max_tiles (now {self.max_tiles}), " if tiles > len(grids) else ""
+            if any(image.max_tiles == 1 for image in conversation.images):
+                fewer = f"lower model.max_frames (now {self.frames.most}), {fewer}"
             raise SampleError(
                 conversation.key,
                 f"the row is {len(laid.ids)} tokens{pictures}, longer than data.max_length={self.max_length}",
@@ -324,10 +362,10 @@ class InternVL2Codec:
             )
 
     def _tiles(
-        self, images: Sequence[Image.Image], grids: Sequence[Grid], quality: random.Random | None = None
+        self, shown: Sequence[Shown], grids: Sequence[Grid], key: str, quality: random.Random | None = None
     ) -> Tensor | None:
         tiles: list[Image.Image] = []
-        for image, grid in zip(images, grids, strict=True):
+        for image, grid in zip(opened(shown, key), grids, strict=True):
             whole = tiling.pad_square(image, self.mean) if self.pad2square else image
             tiles += tiling.cut(whole, grid, size=self.image_size, thumbnail=self.thumbnail)
         if quality is not None:

@@ -127,10 +127,7 @@ def _split(template: Template, conversation: Conversation, answer: bool) -> tupl
     if any(turn.role == "system" for turn in turns):
         raise SampleError(key, "a system turn that is not the first", "put one system turn before all others")
     if any(isinstance(part, ImageRef) for turn in conversation.turns if turn.role != "user" for part in turn.parts):
-        raise SampleError(key, "a picture outside the user's turns", "move it to the question it belongs to")
-    if conversation.videos:
-        remedy = 'extract its frames and list them as "image": [...], one "Frame1: <image>" line for each'
-        raise SampleError(key, f"a video ({conversation.videos[0].path}), and InternVL2 is shown pictures here", remedy)
+        raise SampleError(key, "a picture or video outside the user's turns", "move it to the question it belongs to")
     for before, turn in pairwise(turns if template.strict else ()):
         if before.role == turn.role:
             raise SampleError(key, f"two {turn.role} turns in a row", "join them, or put the missing turn between")

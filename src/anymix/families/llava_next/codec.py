@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anymix.data.grammar import FILM
 from anymix.data.images import image_size, open_image
 from anymix.families.common.language import counted, end_to_end
 from anymix.families.common.laying import IGNORE, Laid, lay, outline
@@ -150,6 +151,10 @@ class LlavaNextCodec:
     def still(self) -> LlavaNextCodec:
         """The codec itself: nothing about it is random."""
         return self
+
+    def lead(self, pictures: int, videos: int) -> str:
+        """A line each, as the original's rows and its evaluation have them."""
+        return f"{FILM}\n" * videos + f"{MARK}\n" * pictures
 
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""

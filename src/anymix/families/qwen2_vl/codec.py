@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymix.data import video
+from anymix.data.grammar import FILM, MARK
 from anymix.data.images import image_size, open_image
 from anymix.families.common.language import end_to_end
 from anymix.families.common.laying import IGNORE, Laid, Stretch, lay, outline
@@ -148,6 +149,10 @@ class Qwen2VLCodec:
     def still(self) -> Qwen2VLCodec:
         """The same codec without augmentation; it has none."""
         return self
+
+    def lead(self, pictures: int, videos: int) -> str:
+        """One behind the other, videos first and no line break, as the parts of a message are in the chat template."""
+        return FILM * videos + MARK * pictures
 
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""
