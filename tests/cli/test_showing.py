@@ -178,3 +178,12 @@ def test_what_cannot_be_shown_is_a_sentence(
     run = anymix("data", "show", "rows.jsonl", *words)
     assert isinstance(run.exception, ValueError), run.exception
     assert found in str(run.exception) and "\n" not in str(run.exception)
+
+
+def test_internvl2_with_a_video(anymix: Any, place: Path) -> None:
+    found = tree(anymix, place, "starter:internvl2", "-r", 1, "--max-frames", 3)
+    picture, film = found["sights"]
+    assert (picture["kind"], film["kind"], film["tokens"]) == ("picture", "video", 48)
+    assert len(film["frames"]) == 3 and film["seconds"] == [n / 2 for n in film["frames"]]
+    assert film["tiles"][0] == f"frame {film['frames'][0]} (f{film['frames'][0]}.png, at {film['seconds'][0]:.2f} s)"
+    assert [token["sight"] for token in found["tokens"] if token["role"] == "image"].count(1) == 48

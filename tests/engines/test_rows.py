@@ -62,7 +62,7 @@ def test_a_table_may_name_several_pictures_in_columns_or_in_one_cell(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('front,back,image\na.png,b.png,a.png; b.png\nc.png,,"[""d;1.png"", ""e.png""]"\n,,\n,,f.png\n')
     a, b, c, d, e = (ImageRef(str(tmp_path / f"{name}.png")) for name in ("a", "b", "c", "d;1", "e"))
-    labelled = ("Image-1: ", a, "\nImage-2: ", b, "\nSame?")
+    labelled = (a, "\n", b, "\nSame?")
     columns, _ = open_rows(path, "Same?", image_column="front, back")
     assert columns[0].turns[0].parts == labelled
     assert columns[1].turns[0].parts == (c, "\nSame?")  # an empty cell is no picture
@@ -94,7 +94,7 @@ def test_pdf_files_are_asked_about_page_by_page(tmp_path):
     sheets[0].save(tmp_path / "b.png")
     pages = tuple(ImageRef(str(tmp_path / f"a.pdf#{n}")) for n in (1, 2))
     rows, notes = open_rows(tmp_path, "Read.")
-    assert rows[0].turns[0].parts == ("Image-1: ", pages[0], "\nImage-2: ", pages[1], "\nRead.") and not notes
+    assert rows[0].turns[0].parts == (pages[0], "\n", pages[1], "\nRead.") and not notes
     assert keys_of(rows) == [str(tmp_path / "a.pdf"), str(tmp_path / "b.png")]
     assert open_rows(tmp_path / "a.pdf", "Read.")[0][0] == rows[0]
     assert open_rows(f"{tmp_path / 'a.pdf'}#2", "Read.")[0][0].images == (pages[1],)

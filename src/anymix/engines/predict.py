@@ -24,7 +24,7 @@ from anymix.adapters.files import fingerprint
 from anymix.engines.answers import Line, Schema, to_csv
 from anymix.engines.chat import Answer, ChatEngine
 from anymix.engines.ledger import Ledger
-from anymix.engines.rows import Pictures, keys_of, last_question
+from anymix.engines.rows import Pictures, Sheet, keys_of, last_question
 from anymix.engines.sampling import Sampling
 from anymix.families.contract import Prompt
 from anymix.samples import Conversation, SampleError
@@ -94,7 +94,7 @@ def predict(
         raise ValueError(f"batch = {batch} and retries = {retries}, expected at least 1 and at least 0")
     out, sampling = Path(out), sampling or Sampling()
     path = _journal(out)
-    if isinstance(rows, Pictures):
+    if isinstance(rows, Pictures | Sheet):
         rows = replace(rows, lead=engine.family.codec.lead)
     keys = keys_of(rows)
     job = _Job(engine, rows, keys, sampling, schema, retries)

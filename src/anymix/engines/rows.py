@@ -36,6 +36,7 @@ class Sheet(Sequence[Conversation]):
     root: str
     columns: tuple[str, ...]
     picked: range
+    lead: Lead | None = None  # how the family that is asked has pictures before a question
 
     def __len__(self) -> int:
         return len(self.picked)
@@ -48,7 +49,7 @@ class Sheet(Sequence[Conversation]):
         if not refs:
             raise SampleError(key, f"the row names no picture in {', '.join(self.columns)}", "write one, or delete it")
         try:
-            return Conversation((ask(self.question, refs),), key)
+            return Conversation((ask(self.question, refs, lead=self.lead),), key)
         except SampleError as error:
             raise SampleError(key, error.found, error.remedy) from None
         except ValueError as error:

@@ -119,6 +119,10 @@ class ChatCodec(Codec, Protocol):
         """Every token of a training row with its role, for people to look at."""
         ...
 
+    def sights(self, conversation: Conversation) -> list[Sight]:
+        """Its pictures and videos in reading order, for people to look at."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Answer tokens to text, marks left out."""
         ...
