@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -81,8 +80,9 @@ def test_what_is_fixed_finds_its_pictures_from_another_folder_and_words_are_left
     (tmp_path / "out").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "p" / "a.png")
     parts = [{"type": "image_url", "image_url": {"url": "p/a.png"}}, {"type": "text", "text": "p/a.png"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "p/a.png"}]
     rows = [talk("p/a.png", "p/a.png", image="p/a.png"), talk("x", "y", image=str(tmp_path / "in" / "p" / "a.png")),
-            json.dumps({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "p/a.png"}]})]  # fmt: skip
+            json.dumps({"messages": messages})]  # fmt: skip
     (tmp_path / "in" / "rows.json").write_text(f"[{','.join(rows)}]")
     done = anymix(
         "data", "check", tmp_path / "in" / "rows.json", "--fix", tmp_path / "out" / "r.json", "--workers", "0"
