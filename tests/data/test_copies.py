@@ -28,7 +28,8 @@ def test_rows_are_copies_by_words_and_contents_not_by_names(tmp_path):
     pictures(tmp_path)
     lines = [row("a", "red.bmp"), row("a", "blue.bmp"), row("b", "red.bmp"), row("a", "again.bmp"),
              row("a", "red.bmp"),
-             row("<image>and<image>", "red.bmp", "blue.bmp"), row("<image>and<image>", "blue.bmp", "red.bmp")]  # fmt: skip
+             row("<image>and<image>", "red.bmp", "blue.bmp"),
+             row("<image>and<image>", "blue.bmp", "red.bmp")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     verdict = examine(read(str(tmp_path / "rows.jsonl")))
     assert verdict.copies == [[0, 3, 4]] and verdict.good == [*range(7)]
