@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -45,15 +46,29 @@ def test_nothing_wrong_is_exit_code_0_and_tokens_in_a_histogram(anymix, good, mo
     assert "how long a pass takes is not known: --rate N" in done.stdout
 
 
+def inside_the_last_picture(bad: Path, model: Path) -> int:
+    """So many tokens of the long row end inside its second picture."""
+    from anymix import families
+    from anymix.data.conversations import read
+
+    begin = 0
+    for stretch in families.codec_of(model).outline(read(str(bad))[8]):
+        if stretch.picture == 1:
+            return begin + 1
+        begin += stretch.tokens
+    raise AssertionError("the long row has two pictures")
+
+
 def test_every_kind_of_problem_is_counted_and_exit_code_is_1(anymix, bad, model):
-    words = ("data", "check", bad, "--model", model, "--max-length", "130", "--workers", "0")
+    words = ("data", "check", bad, "--model", model, "--workers", "0")
+    words = (*words, "--max-length", inside_the_last_picture(bad, model))
     done = anymix(*words)
     assert done.exit_code == 1, done.output
     for kind in ("missing pictures", "unreadable pictures", "marks that do not match pictures", "empty answers",
                  "rows that cannot be read", "copies of other rows", "too long"):  # fmt: skip
         assert f"  {kind} " in done.stdout, done.stdout
     assert "rows.jsonl:4: picture" in done.stdout and "does not exist" in done.stdout
-    assert "nothing is ever cut" in done.stdout and "inside" in done.stdout.split("nothing is ever cut")[1]
+    assert "nothing is ever cut" in done.stdout and "inside picture 2 of 2, question 6" in done.stdout
     said = json.loads(anymix(*words, "--json").stdout)
     assert said["kinds"]["missing pictures"] == 1 and said["good"] == 3 and said["rows"] == 9
     assert [one["key"].rpartition(":")[2] for one in said["problems"]] == ["4", "5", "6", "7", "8", "9"]
@@ -127,7 +142,7 @@ def test_parquet_with_pictures_inside_is_fixed_as_parquet(anymix, tmp_path, pict
 
 
 def test_the_page_shows_problems_and_both_histograms_and_spares_a_run(anymix, bad, model, tmp_path):
-    words = ("data", "check", bad, "--model", model, "--max-length", "130", "--workers", "0", "--report")
+    words = ("data", "check", bad, "--model", model, "--max-length", "500", "--workers", "0", "--report")
     done = anymix(*words, tmp_path / "page")
     page = (tmp_path / "page" / "report.html").read_text()
     assert "report: " in done.stderr and page.count("<svg") == 2 and "missing pictures" in page
