@@ -16,6 +16,7 @@ import random
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -60,15 +61,15 @@ def row(rng: random.Random, pictures: int) -> dict[str, object]:
     return {"conversations": talk, **({"image": images} if images else {})}
 
 
-def measured(path: Path, model: str, workers: int, store: Store | None) -> dict[str, object]:
+def measured(path: Path, codec: Any, workers: int, store: Store | None) -> dict[str, object]:
     before, began = _cpu(), time.perf_counter()
     rows = read(str(path))
-    verdict = examine(rows, codec_of(model), 4096, workers=workers, store=store)
-    seconds = time.perf_counter() - began
+    verdict = examine(rows, codec, 4096, workers=workers, store=store)
+    seconds, used = time.perf_counter() - began, _cpu() - before
     return {
         "workers": workers, "rows": len(rows), "good": len(verdict.good), "tokens": sum(verdict.lengths),
-        "remembered": verdict.remembered, "seconds": round(seconds, 1), "cpu_seconds": round(_cpu() - before, 1),
-        "rows_per_s": round(len(rows) / seconds), "rows_per_cpu_s": round(len(rows) / (_cpu() - before)),
+        "remembered": verdict.remembered, "seconds": round(seconds, 1), "cpu_seconds": round(used, 1),
+        "rows_per_s": round(len(rows) / seconds), "rows_per_cpu_s": round(len(rows) / used),
     }  # fmt: skip
 
 
@@ -87,11 +88,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     asked = parser.parse_args()
     path = draw(asked.folder, asked.rows, asked.pictures)
+    codec = codec_of(asked.model)
     for workers in asked.workers:
-        print(json.dumps(measured(path, asked.model, workers, None)), flush=True)
+        print(json.dumps(measured(path, codec, workers, None)), flush=True)
     store = Store(asked.folder / f"cache-{os.getpid()}")
     for _ in range(2):
-        print(json.dumps({"index": True} | measured(path, asked.model, asked.workers[-1], store)), flush=True)
+        print(json.dumps({"index": True} | measured(path, codec, asked.workers[-1], store)), flush=True)
 
 
 if __name__ == "__main__":

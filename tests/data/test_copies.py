@@ -26,8 +26,10 @@ def pictures(folder: Path) -> None:
 
 def test_rows_are_copies_by_words_and_contents_not_by_names(tmp_path):
     pictures(tmp_path)
-    lines = [row("a", "red.bmp"), row("a", "blue.bmp"), row("b", "red.bmp"), row("a", "again.bmp"), row("a", "red.bmp"),
-             row("<image>and<image>", "red.bmp", "blue.bmp"), row("<image>and<image>", "blue.bmp", "red.bmp")]  # fmt: skip
+    lines = [row("a", "red.bmp"), row("a", "blue.bmp"), row("b", "red.bmp"), row("a", "again.bmp"),
+             row("a", "red.bmp"),
+             row("<image>and<image>", "red.bmp", "blue.bmp"),
+             row("<image>and<image>", "blue.bmp", "red.bmp")]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     verdict = examine(read(str(tmp_path / "rows.jsonl")))
     assert verdict.copies == [[0, 3, 4]] and verdict.good == [*range(7)]
@@ -38,9 +40,7 @@ def test_rows_are_copies_by_words_and_contents_not_by_names(tmp_path):
 def test_a_file_named_twice_or_repeated_is_no_copy_of_itself(tmp_path):
     pictures(tmp_path)
     (tmp_path / "rows.jsonl").write_text(row("a", "red.bmp"))
-    (tmp_path / "meta.json").write_text(
-        json.dumps({"s": {"root": ".", "annotation": "rows.jsonl", "repeat_time": 3}})
-    )
+    (tmp_path / "meta.json").write_text(json.dumps({"s": {"root": ".", "annotation": "rows.jsonl", "repeat_time": 3}}))
     path = str(tmp_path / "rows.jsonl")
     assert examine(read([path, path])).copies == []
     assert examine(read(str(tmp_path / "meta.json"))).copies == []
@@ -52,7 +52,13 @@ def test_files_are_read_only_where_words_and_lengths_are_the_same(tmp_path, monk
     asked: list[str] = []
     real = copies._content
     monkeypatch.setattr(copies, "_content", lambda path: asked.append(Path(path).name) or real(path))
-    lines = [row("a", "red.bmp"), row("b", "blue.bmp"), row("b", "other.bmp"), row("c", "red.bmp"), row("c", "blue.bmp")]
+    lines = [
+        row("a", "red.bmp"),
+        row("b", "blue.bmp"),
+        row("b", "other.bmp"),
+        row("c", "red.bmp"),
+        row("c", "blue.bmp"),
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     assert examine(read(str(tmp_path / "rows.jsonl"))).copies == []
     assert sorted(asked) == ["blue.bmp", "red.bmp"]
