@@ -168,12 +168,14 @@ def test_a_later_turn_may_have_a_picture_of_its_own(codecs: dict[str, LlavaNextC
     codec, wide, tall = codecs["vicuna"], picture(tmp_path), picture(tmp_path, 31, 200, "b.png")
     turns = (
         Turn("user", (wide, "\nWhat is it?")), Turn("assistant", ("A cat.",)),
-        Turn("user", ("And ", tall, "?")), Turn("assistant", ("It is blue.",)),
+        Turn("user", (tall, "\nAnd that?")), Turn("assistant", ("It is blue.",)),
     )  # fmt: skip
     item = codec.encode(Conversation(turns, "a"))
     sizes = [(100, 60), (31, 200)]
     counts = [anyres.count_tokens(s, anyres.grid_of(s, codec.pinpoints, EDGE), 2) for s in sizes]
-    text = f"{HUMAN} USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: And <image>? ASSISTANT: It is blue.</s>"
+    text = (
+        f"{HUMAN} USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: <image>\nAnd that? ASSISTANT: It is blue.</s>"
+    )
     assert counts[0] != counts[1] and item.ids.tolist() == original_ids(codec, text, counts, True)
 
 
