@@ -34,8 +34,8 @@ def save_native(net: Any, folder: Path, dtype: torch.dtype | None = None) -> Non
     config = origin.config if origin else configs.original(net.config)
     adds = origin is not None and origin.layout == "original"
     with shards.saving(folder) as beside:
-        if origin is not None:
-            carry(origin, beside, folder)
+        if origin is not None:  # what is added to below must lie beside, even where the folder saved to has it already
+            carry(origin, beside, beside if adds else folder)
         if adds:
             assert origin is not None
             _processor(net, origin, beside)
@@ -50,7 +50,8 @@ def _weights(
     tensors = {name: t.detach().to("cpu", dtype or dtypes.get(name)) for name, t in net.state_dict().items()}
     text, image = net.config.text_config, net.config.image_token_id
     words, said = int(text.vocab_size), (folder / GENERATION).read_bytes()
-    generation = net.generation_config
+    generation, typed = net.generation_config, net.config.dtype
+    net.config.dtype = dtype or typed
     setattr(net.config, configs.ORIGIN_KEY, config)
     if adds:
         tensors |= {name: _one_more(tensors[name]) for name in (weights.EMBEDDINGS, weights.HEAD)}
@@ -61,6 +62,7 @@ def _weights(
             net.save_pretrained(folder, state_dict=tensors, max_shard_size=shards.SHARD_BYTES)
     finally:
         net.generation_config, net.config.image_token_id, text.vocab_size = generation, image, words
+        net.config.dtype = typed
     (folder / GENERATION).write_bytes(said)
 
 

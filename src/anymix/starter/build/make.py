@@ -17,7 +17,7 @@ FIRST = "internvl2"  # the others begin with what it has learned
 Open = Callable[[Path, int], Trainee]
 MADE: Mapping[str, tuple[Open, Recipe]] = {
     FIRST: (internvl2.Trainee, Recipe()),
-    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12)),
+    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12, again=(1000, 0.6))),
     "qwen2_vl": (qwen2_vl.Trainee, Recipe(first=1200, second=2700, resized=0.15, films=(8, 3), paired=0.06)),
 }
 

@@ -50,6 +50,7 @@ class Recipe:
 
 FIRST = {"scene": 0.4, "writing": 0.28, "letters": 0.2, "chart": 0.09, "invoice": 0.03}
 SECOND = SKILLS
+THIRD = {"scene": 0.6, "writing": 0.15, "letters": 0.1, "chart": 0.07, "invoice": 0.08}
 OTHER = ((112, 112), (112, 84), (84, 112), (112, 70), (70, 112))
 
 
@@ -103,13 +104,14 @@ def stage_two(
     look: Callable[[Trainee], str] = lambda trainee: "",
     looks: int = 7,
     later: int = 0,
+    mix: dict[str, float] = SECOND,
 ) -> None:
     """The whole net on next tokens, the patch loss fading beside it. `look` says now and then how it does; `later`
     begins so far along the streams of what is shown."""
     net = trainee.model.net
     parts = [*((part, 1.0) for part in trainee.rest), (trainee.tower, recipe.tower), (heads, recipe.tower)]
     optimiser = Optimiser(parts, recipe.matrices[1], recipe.others)
-    stream = _batches(rows.Layer(trainee), recipe, seed, later)
+    stream = _batches(rows.Layer(trainee), recipe, seed, later, mix)
     net.train()
     spent, losses, every = 0.0, [], max(1, recipe.second // looks)
     for step in range(recipe.second):
@@ -138,12 +140,12 @@ def stage_three(
     if steps:
         matrices = recipe.matrices[0], recipe.matrices[1] * share
         slower = replace(recipe, second=steps, matrices=matrices, others=recipe.others * share, patch_loss=(0.0, 0.0))
-        stage_two(trainee, heads, slower, seed, tell, look, looks=2, later=LATER)
+        stage_two(trainee, heads, slower, seed, tell, look, looks=1, later=LATER, mix=THIRD)
 
 
-def _batches(layer: rows.Layer, recipe: Recipe, seed: int, later: int) -> Iterator[list[tuple[Shown, rows.Row]]]:
+def _batches(layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]) -> Iterator[list[tuple[Shown, rows.Row]]]:
     """What is shown with its rows, rows of about one length together, for ever."""
-    drawn, screened = _of_pictures(layer, recipe, seed, later), _films(seed, later)
+    drawn, screened = _of_pictures(layer, recipe, seed, later, mix), _films(seed, later)
     if not recipe.films[1]:
         yield from drawn
     rng = random.Random(seed)
@@ -159,8 +161,8 @@ def _films(seed: int, later: int) -> Iterator[films.Film]:
         yield films.film(number)
 
 
-def _of_pictures(layer: rows.Layer, recipe: Recipe, seed: int, later: int) -> Iterator[list[tuple[Shown, rows.Row]]]:
-    stream, others = pictures(seed, 1, SECOND, later), pairs.stream(seed, later)
+def _of_pictures(layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]) -> Iterator[list[tuple[Shown, rows.Row]]]:
+    stream, others = pictures(seed, 1, mix, later), pairs.stream(seed, later)
     rng, size = random.Random(seed), recipe.pictures[1]
     while True:
         pool: list[tuple[Shown, rows.Row]] = []
