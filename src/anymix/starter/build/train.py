@@ -143,7 +143,9 @@ def stage_three(
         stage_two(trainee, heads, slower, seed, tell, look, looks=1, later=LATER, mix=THIRD)
 
 
-def _batches(layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]) -> Iterator[list[tuple[Shown, rows.Row]]]:
+def _batches(
+    layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]
+) -> Iterator[list[tuple[Shown, rows.Row]]]:
     """What is shown with its rows, rows of about one length together, for ever."""
     drawn, screened = _of_pictures(layer, recipe, seed, later, mix), _films(seed, later)
     if not recipe.films[1]:
@@ -161,7 +163,9 @@ def _films(seed: int, later: int) -> Iterator[films.Film]:
         yield films.film(number)
 
 
-def _of_pictures(layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]) -> Iterator[list[tuple[Shown, rows.Row]]]:
+def _of_pictures(
+    layer: rows.Layer, recipe: Recipe, seed: int, later: int, mix: dict[str, float]
+) -> Iterator[list[tuple[Shown, rows.Row]]]:
     stream, others = pictures(seed, 1, mix, later), pairs.stream(seed, later)
     rng, size = random.Random(seed), recipe.pictures[1]
     while True:
