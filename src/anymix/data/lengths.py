@@ -130,7 +130,7 @@ def _parsed(data: bytes) -> dict[int, tuple[Found, Sequence[Stat]]] | None:
     try:
         tree = json.loads(text)
         stats = [(path, tuple(stat)) for path, stat in tree["stats"]]
-        rows = {}
+        rows: dict[int, tuple[Found, Sequence[Stat]]] = {}
         for row, tokens, tiles, targets, words, files, oddities, cut in zip(*map(tree.get, _COLUMNS), strict=True):
             paths = tuple(stats[n][0] for n in files)
             found = Found(tokens, tiles, targets, words, paths, tuple(oddities), None if cut is None else Cut(*cut))

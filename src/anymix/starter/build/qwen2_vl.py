@@ -136,7 +136,9 @@ class Trainee:
         return kept[0], tokens
 
     def behind(self, ids: list[int]) -> int:
-        return len(ids) - ids[::-1].index(self.codec.words.id_of("<|vision_end|>"))
+        end = self.codec.words.id_of("<|vision_end|>")
+        assert end is not None  # the codec has checked
+        return len(ids) - ids[::-1].index(end)
 
     @property
     def placeholders(self) -> tuple[int, ...]:
