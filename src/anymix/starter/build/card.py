@@ -90,7 +90,7 @@ GOOD = 0.95  # share of right answers above which a kind is one it can be asked
 
 def _weak(table: Sequence[Score]) -> str:
     """A sentence about what it is not to be asked."""
-    low = [f"{score.kind} ({100 * score.share:.0f} %)" for score in sorted(table, key=lambda s: s.share)]
+    low = [f"{score.kind} ({100 * score.share:.1f} %)" for score in sorted(table, key=lambda s: s.share)]
     low = low[: sum(score.share < GOOD for score in table)]
     found = f"Below {100 * GOOD:.0f} %, the lowest first: {', '.join(low)}." if low else "Nothing is below 95 %."
     return textwrap.fill(found, 120)

@@ -20,9 +20,7 @@ MADE: Mapping[str, tuple[Open, Recipe]] = {
     "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12, again=((1000, 0.6), (400, 0.5)))),
     "qwen2_vl": (
         qwen2_vl.Trainee,
-        Recipe(
-            first=1200, second=2700, again=((500, 0.6), (700, 1.0)), bare=0.5, resized=0.15, films=(8, 3), paired=0.06
-        ),
+        Recipe(first=1200, second=2700, again=((500, 0.6),), bare=0.5, resized=0.15, films=(8, 3), paired=0.06),
     ),
 }
 
