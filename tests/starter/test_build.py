@@ -233,7 +233,7 @@ def test_the_first_steps_lower_both_losses(tmp_path, name):
 )
 def test_two_steps_of_either_stage_make_a_folder_that_opens(tmp_path, monkeypatch, name, family, layout, tensor):
     monkeypatch.setattr(make, "look", lambda trainee: "")
-    recipe = train.Recipe(first=2, second=2, pictures=(2, 2), pool=1, again=(1, 0.5))
+    recipe = train.Recipe(first=2, second=2, pictures=(2, 2), pool=1, again=((1, 0.5),))
     table = build(tmp_path / "made", seed=3, recipe=recipe, each=1, name=name)
     again = build(tmp_path / "again", seed=3, recipe=recipe, each=1, name=name)
     asked = len(score.questions(1)) + (len(score.several(1)) if name == "qwen2_vl" else 0)

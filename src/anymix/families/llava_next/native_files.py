@@ -50,8 +50,7 @@ def _weights(
     tensors = {name: t.detach().to("cpu", dtype or dtypes.get(name)) for name, t in net.state_dict().items()}
     text, image = net.config.text_config, net.config.image_token_id
     words, said = int(text.vocab_size), (folder / GENERATION).read_bytes()
-    generation, typed = net.generation_config, net.config.dtype
-    net.config.dtype = dtype or typed
+    generation = net.generation_config
     setattr(net.config, configs.ORIGIN_KEY, config)
     if adds:
         tensors |= {name: _one_more(tensors[name]) for name in (weights.EMBEDDINGS, weights.HEAD)}
@@ -62,8 +61,10 @@ def _weights(
             net.save_pretrained(folder, state_dict=tensors, max_shard_size=shards.SHARD_BYTES)
     finally:
         net.generation_config, net.config.image_token_id, text.vocab_size = generation, image, words
-        net.config.dtype = typed
     (folder / GENERATION).write_bytes(said)
+    if dtype:  # save_pretrained says the net's own
+        tree = shards.read_json(folder / "config.json")
+        _write(folder / "config.json", {**tree, "dtype": str(dtype).removeprefix("torch.")})
 
 
 def _one_more(rows: Tensor) -> Tensor:

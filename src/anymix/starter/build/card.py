@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ drawn from numbers training never uses. "Two tiles" are wide and tall pictures, 
 training picture joins.{more} `anymix demo --score` repeats the table.
 
 {table}
+
+{weak}
 
 ## Made by
 
@@ -82,6 +85,17 @@ FAMILIES = {
 }
 
 
+GOOD = 0.95  # share of right answers above which a kind is one it can be asked
+
+
+def _weak(table: Sequence[Score]) -> str:
+    """A sentence about what it is not to be asked."""
+    low = [f"{score.kind} ({100 * score.share:.1f} %)" for score in sorted(table, key=lambda s: s.share)]
+    low = low[: sum(score.share < GOOD for score in table)]
+    found = f"Below {100 * GOOD:.0f} %, the lowest first: {', '.join(low)}." if low else "Nothing is below 95 %."
+    return textwrap.fill(found, 120)
+
+
 def write(
     folder: Path,
     name: str,
@@ -103,6 +117,7 @@ def write(
         starter="" if name == "internvl2" else f" --starter {name}",
         each=table[0].asked,
         table=as_markdown(table),
+        weak=_weak(table),
         seed=seed,
         minutes=minutes,
         first=steps[0],

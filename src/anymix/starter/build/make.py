@@ -17,8 +17,11 @@ FIRST = "internvl2"  # the others begin with what it has learned
 Open = Callable[[Path, int], Trainee]
 MADE: Mapping[str, tuple[Open, Recipe]] = {
     FIRST: (internvl2.Trainee, Recipe()),
-    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12, again=(1000, 0.6))),
-    "qwen2_vl": (qwen2_vl.Trainee, Recipe(first=1200, second=2700, resized=0.15, films=(8, 3), paired=0.06)),
+    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12, again=((1000, 0.6), (400, 0.5)))),
+    "qwen2_vl": (
+        qwen2_vl.Trainee,
+        Recipe(first=1200, second=2700, again=((500, 0.6),), bare=0.5, resized=0.15, films=(8, 3), paired=0.06),
+    ),
 }
 
 
@@ -59,7 +62,7 @@ def build(
         tell(f"built in {cpu:.1f} CPU-minutes, {wall:.1f} minutes")
         table = score.score(out, each)
         tell(score.as_markdown(table))
-    card.write(out, name, table, parameters=size, seed=seed, minutes=cpu, steps=(recipe.first, recipe.second))
+    card.write(out, name, table, parameters=size, seed=seed, minutes=cpu, steps=recipe.steps)
     return table
 
 

@@ -25,7 +25,7 @@ from anymix.starter.canvas import Question
 from anymix.starter.films import Film
 
 PADDING = -1  # owner of positions that fill a batch
-Form = tuple[str, tuple[int, int], int, float]  # picture, film or pair; size of its pictures, how many, a second
+Form = tuple[str, tuple[int, int], int, float, bool]  # picture, film or pair; size of each, how many, a second; bare
 Encoded = tuple[list[int], list[int], Tensor, int]  # ids, labels, positions (A, L), where the words begin
 
 
@@ -46,9 +46,10 @@ class Layer:
         self.trainee = trainee
         self._encode = functools.lru_cache(maxsize=50_000)(self._encoded)
 
-    def row(self, shown: Shown, questions: Sequence[Question], together: bool = False) -> Row:
-        """One row. `together` lays the questions as one conversation."""
-        form = form_of(shown)
+    def row(self, shown: Shown, questions: Sequence[Question], together: bool = False, bare: bool = False) -> Row:
+        """One row. `together` lays the questions as one conversation, `bare` without line breaks or names of pictures
+        before the first, as parts of a message follow each other."""
+        form = form_of(shown, bare)
         if together:
             ids, labels, positions, _ = self._laid(form, questions)
             return Row(ids, labels, positions, [0] * len(ids))
@@ -76,22 +77,22 @@ class Layer:
         return ids, labels, positions_of(item), self.trainee.behind(ids)
 
 
-def form_of(shown: Shown) -> Form:
+def form_of(shown: Shown, bare: bool = False) -> Form:
     """All of what is shown that its words depend on."""
     if isinstance(shown, Film):
-        return "film", shown.frames[0].image.size, len(shown.frames), shown.fps
+        return "film", shown.frames[0].image.size, len(shown.frames), shown.fps, bare
     if isinstance(shown, pairs.Pair):
-        return "pair", shown.pictures[0].image.size, len(shown.pictures), 0.0
-    return "picture", shown.image.size, 1, 0.0
+        return "pair", shown.pictures[0].image.size, len(shown.pictures), 0.0, bare
+    return "picture", shown.image.size, 1, 0.0, bare
 
 
 def _asked(form: Form, ask: str) -> tuple[Part, ...]:
-    kind, size, count, fps = form
+    kind, size, count, fps, bare = form
     if kind == "film":
-        return VideoRef("blank", (_blank(size),) * count, fps), "\n" + ask
-    if kind == "pair":
-        return pairs.parts_of([_blank(size)] * count, ask)
-    return _blank(size), "\n" + ask
+        return VideoRef("blank", (_blank(size),) * count, fps), ask if bare else "\n" + ask
+    if bare:
+        return *[_blank(size)] * count, ask
+    return pairs.parts_of([_blank(size)] * count, ask) if kind == "pair" else (_blank(size), "\n" + ask)
 
 
 @functools.lru_cache(maxsize=32)

@@ -44,8 +44,14 @@ class Recipe:
     warm: int = 50  # steps the rates rise
     films: tuple[int, int] = (0, 0)  # a batch of so many films behind every so many of pictures
     paired: float = 0.0  # share of pictures that come in pairs instead
-    again: tuple[int, float] = (0, 0.0)  # steps of stage two once more, on words alone, and the share of its rates
+    again: tuple[tuple[int, float], ...] = ()  # stage two once more, on words alone: steps, share of its rates
+    bare: float = 0.0  # share of rows that are then laid as parts of a message follow each other (`rows.Layer.row`)
     resized: float = 0.0  # share of square pictures that come in one of OTHER sizes, as people's do
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Of the tower alone, and of the whole net."""
+        return self.first, self.second + sum(steps for steps, _ in self.again)
 
 
 FIRST = {"scene": 0.4, "writing": 0.28, "letters": 0.2, "chart": 0.09, "invoice": 0.03}
@@ -105,10 +111,11 @@ def stage_two(
     looks: int = 7,
     later: int = 0,
     mix: dict[str, float] = SECOND,
+    bare: float = 0.0,
 ) -> None:
     """The whole net on next tokens, the patch loss fading beside it. `look` says now and then how it does; `later`
     begins so far along the streams of what is shown."""
-    net = trainee.model.net
+    net, recipe = trainee.model.net, replace(recipe, bare=bare)
     parts = [*((part, 1.0) for part in trainee.rest), (trainee.tower, recipe.tower), (heads, recipe.tower)]
     optimiser = Optimiser(parts, recipe.matrices[1], recipe.others)
     stream = _batches(rows.Layer(trainee), recipe, seed, later, mix)
@@ -136,11 +143,10 @@ def stage_three(
     look: Callable[[Trainee], str] = lambda trainee: "",
 ) -> None:
     """Stage two once more, shorter and slower, on what it has not shown, where the recipe says so."""
-    steps, share = recipe.again
-    if steps:
+    for number, (steps, share) in enumerate(recipe.again, start=1):
         matrices = recipe.matrices[0], recipe.matrices[1] * share
         slower = replace(recipe, second=steps, matrices=matrices, others=recipe.others * share, patch_loss=(0.0, 0.0))
-        stage_two(trainee, heads, slower, seed, tell, look, looks=1, later=LATER, mix=THIRD)
+        stage_two(trainee, heads, slower, seed, tell, look, looks=1, later=number * LATER, mix=THIRD, bare=recipe.bare)
 
 
 def _batches(
@@ -154,7 +160,11 @@ def _batches(
     while True:
         yield from itertools.islice(drawn, recipe.films[1])
         shown = itertools.islice(screened, recipe.films[0])
-        yield [(film, layer.row(film, rows.choose(film, rng, recipe.questions))) for film in shown]
+        yield [(film, layer.row(film, film.questions, bare=_often(recipe.bare, rng))) for film in shown]
+
+
+def _often(share: float, rng: random.Random) -> bool:
+    return bool(share) and rng.random() < share
 
 
 def _films(seed: int, later: int) -> Iterator[films.Film]:
@@ -176,7 +186,7 @@ def _of_pictures(
             together = rng.random() < recipe.together
             if isinstance(shown, Picture):
                 shown = resized(shown, recipe, rng)
-            pool.append((shown, layer.row(shown, asked, together)))
+            pool.append((shown, layer.row(shown, asked, together, _often(recipe.bare, rng))))
         pool.sort(key=lambda pair: len(pair[1].ids))
         batches = [pool[start : start + size] for start in range(0, len(pool), size)]
         rng.shuffle(batches)
