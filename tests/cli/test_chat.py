@@ -24,7 +24,7 @@ def engine(model):
 
 
 def _said(engine, question, images=(), tokens=12):
-    row = Conversation((ask(question, images),), "turn 1")
+    row = Conversation((ask(question, images, lead=engine.family.codec.lead),), "turn 1")
     return engine.answer([row], Sampling(tokens))[0].text
 
 
@@ -40,7 +40,7 @@ def test_one_question_about_a_picture(anymix, model, engine, picture, more):
 def test_json_is_one_object_with_counts(anymix, model, engine, picture):
     run = anymix("chat", model, "Q", "-i", picture, "-i", picture, "--device", "cpu", "--max-new-tokens", 5, "--json")
     answer = json.loads(run.stdout)
-    row = Conversation((ask("Q", [picture, picture]),), "turn 1")
+    row = Conversation((ask("Q", [picture, picture], lead=engine.family.codec.lead),), "turn 1")
     assert answer["text"] == _said(engine, "Q", [picture, picture], 5)
     assert (answer["finish"], answer["tokens"]) == ("length", 5)
     assert answer["prompt_tokens"] == len(engine.prompt(row).ids)
