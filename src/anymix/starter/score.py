@@ -77,7 +77,7 @@ def _set(drawing: str, sizes: tuple[tuple[int, int], ...], each: int, seed: int)
 def several(each: int = EACH, later: int = 0) -> Sheet:
     """The same for models that take several pictures and films: what `pairs` and `films` ask. `later` moves on to so
     much later ones; each kind has a million."""
-    shown: Sheet = dict(pairs.sheet(each, pairs.FIRST_TEST + later))
+    shown: Sheet = {kind: [*asked] for kind, asked in pairs.sheet(each, pairs.FIRST_TEST + later).items()}
     for kind, drawn in films.sheet(each, first=films.FIRST_TEST + later).items():
         shown[f"{kind}, film"] = [(film, film.questions[0]) for film in drawn]
     return shown

@@ -86,7 +86,7 @@ class Trainee:
     def glimpse(self, picture: Picture, rng: Random) -> Cut:
         """One tile."""
         whole = self.cut(picture)
-        n, things, inks = rng.randrange(len(whole.pixels)), *whole.layout
+        n, (things, inks) = rng.randrange(len(whole.pixels)), whole.layout
         return _cut(whole.pixels[n : n + 1], things[n : n + 1], inks[n : n + 1])
 
     def features(self, cuts: Sequence[Cut]) -> Tensor:
@@ -103,7 +103,9 @@ class Trainee:
         return kept[0][:, 1:].flatten(0, 1), tokens.flatten(0, 1)
 
     def behind(self, ids: list[int]) -> int:
-        return 1 + ids.index(self.codec.words.id_of(IMAGE_END))
+        mark = self.codec.words.id_of(IMAGE_END)
+        assert mark is not None
+        return 1 + ids.index(mark)
 
     @property
     def placeholders(self) -> tuple[int, ...]:

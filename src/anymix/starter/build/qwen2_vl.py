@@ -95,8 +95,7 @@ class Trainee:
     @property
     def tower(self) -> nn.Module:
         """Without its merger, which joins four patches into a token."""
-        visual = self.net.model.visual
-        return nn.ModuleList([visual.patch_embed, visual.blocks])
+        return _Tower(self.net.model.visual)
 
     @property
     def rest(self) -> Sequence[nn.Module]:
@@ -136,7 +135,9 @@ class Trainee:
         return kept[0], tokens
 
     def behind(self, ids: list[int]) -> int:
-        return len(ids) - ids[::-1].index(self.codec.words.id_of("<|vision_end|>"))
+        mark = self.codec.words.id_of("<|vision_end|>")
+        assert mark is not None
+        return len(ids) - ids[::-1].index(mark)
 
     @property
     def placeholders(self) -> tuple[int, ...]:
@@ -144,6 +145,14 @@ class Trainee:
 
     def save(self, folder: Path) -> None:
         self.model.save(folder, "original", torch.bfloat16)
+
+
+class _Tower(nn.Module):
+    """Patches and layers of a vision tower, for the optimiser."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.patches, self.blocks = visual.patch_embed, visual.blocks
 
 
 def _labels(labels: Map, grid: Grid) -> Map:
