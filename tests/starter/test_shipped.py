@@ -104,7 +104,7 @@ def test_it_answers(engines, name):
     assert set(sheet) == set(EASY)
     claimed = {kind: asked for kind, asked in sheet.items() if kind not in WEAK[name]}
     for one in score.count(engines(name), claimed):
-        assert one.share >= 0.85, one
+        assert one.share >= (0.85 if name == "qwen2_vl" else 0.9), one
 
 
 @pytest.mark.slow
