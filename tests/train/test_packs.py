@@ -1,4 +1,4 @@
-"""A run with packing, as its users know it: counted right, resumed bit for bit, one on two ranks, told what is wrong."""
+"""A run with packing, as its users know it: counted right, resumed bit for bit, the same on two ranks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def test_two_ranks_one_of_text_alone_and_one_of_pictures_alone_are_one_process(r
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join([shown[0], text[0]] * 3))
     one = recipe(f"data.path={data}", f"data.root={folder}", "packing.tokens=150", "packing.tiles=2",
-                 "data.shuffle=false", "train.batch=1", "train.accumulate=2", f"train.out={tmp_path / 'one'}")  # fmt: skip
+                 "data.shuffle=false", "train.batch=1", "train.accumulate=2",
+                 f"train.out={tmp_path / 'one'}")  # fmt: skip
     train(one)
     recipe_file, script = tmp_path / "run.json", tmp_path / "go.py"
     recipe_file.write_text(json.dumps(one.model_dump(mode="json")))

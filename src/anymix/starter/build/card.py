@@ -76,8 +76,9 @@ FAMILIES = {
     ),
     "qwen2_vl": About(
         "A Qwen2-VL of {millions:.2f} million parameters with the tensor names it was released with, made for trying "
-        f"things\nout, teaching and tests. {SKILLS} It takes several pictures, and films of four\nto eight: which way "
-        "a shape goes, whether it grows, what colours it has, which of two moves or comes in, how often it\nis seen. "
+        f"things\nout, teaching and tests. {SKILLS} It takes several pictures, and films of four to eight "
+        "(which way a shape goes, whether it grows, its colours, which of two moves or comes in, how often it is "
+        "seen), of which it has learned only part, as of where things are: see the table. "
         "Pictures keep their shape and have up to 6272 pixels; 14 x 14 of them are a token.",
         FURTHER,
         more=' "Of two" are\nquestions about two pictures at once, "film" those about films.',
@@ -123,4 +124,6 @@ def write(
         first=steps[0],
         second=steps[1],
     )
-    shards.write_text(folder / "README.md", text)
+    paragraphs = text.split("\n\n")
+    plain = [part if part.startswith(("---", "#", "|")) else textwrap.fill(part, 120) for part in paragraphs]
+    shards.write_text(folder / "README.md", "\n\n".join(plain) + "\n")

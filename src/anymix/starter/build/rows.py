@@ -125,7 +125,7 @@ def batch(rows: Sequence[Row], trainee: Trainee) -> dict[str, Tensor]:
         positions[:, number, : len(row.ids)] = row.positions
     return {
         "ids": ids,
-        "seen": torch.isin(ids, torch.tensor(trainee.placeholders)),
+        "seen": (ids[..., None] == torch.tensor(trainee.placeholders)).any(-1),
         "labels": table([row.labels for row in rows], IGNORE),
         "positions": positions,
         "mask": (own & past)[:, None],
