@@ -43,7 +43,7 @@ from anymix.families.common.laying import IGNORE
 from anymix.families.internvl2 import InternVL2, weights
 from anymix.families.internvl2.codec import InternVL2Item
 from anymix.families.internvl2.tiling import normalise
-from tiny import tiny_internvl2
+from tiny import tiny_internvl2  # type: ignore[import-not-found]
 
 MODEL = {"hidden": 256, "layers": 8, "heads": 8, "kv_heads": 4, "vision_hidden": 128, "vision_layers": 4}
 EDGE = 224
@@ -86,8 +86,8 @@ def padded(net: Any, codec: Any, items: list[InternVL2Item], batch: int) -> list
 def theirs(net: Any, batches: list[dict[str, Tensor]], total: float) -> float:
     loss = 0.0
     for batch in batches:
-        one = net(**batch, use_cache=False, num_items_in_batch=total).loss
-        one.backward()
+        one: Tensor = net(**batch, use_cache=False, num_items_in_batch=total).loss
+        one.backward()  # type: ignore[no-untyped-call]
         loss += one.item()
     return loss
 
@@ -95,8 +95,8 @@ def theirs(net: Any, batches: list[dict[str, Tensor]], total: float) -> float:
 def ours(family: InternVL2, packs: list[list[InternVL2Item]], total: float) -> float:
     loss = 0.0
     for pack in packs:
-        one = family.loss(family.codec.collate(pack)) / total
-        one.backward()
+        one: Tensor = family.loss(family.codec.collate(pack)) / total
+        one.backward()  # type: ignore[no-untyped-call]
         loss += one.item()
     return loss
 

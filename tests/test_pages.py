@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from anymix import config
 
@@ -53,3 +56,25 @@ def test_the_tests_and_keys_a_page_names_are_there(name: str) -> None:
     dotted = {re.split("[=:]", word)[0] for word in words if re.fullmatch(r"[a-z]+\.[a-z_0-9]+([=:].*)?", word)}
     keys = {word for word in dotted if word.partition(".")[0] in sections} - FILES
     assert keys and keys <= known, keys - known
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_on_models_that_talk_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anymix.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (56, 56), colour).save(f"{name}.png")
+        turns = [{"from": "human", "value": "<image>what is the background?"}, {"from": "gpt", "value": colour}]
+        rows.append({"image": f"{name}.png", "conversations": turns})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    block = re.search(r"<!-- talk -->\n```bash\n(.*?)```", both("talking.md")[0], re.DOTALL)
+    assert block is not None
+    for line in block[1].strip().splitlines():
+        words = [str(ROOT / word) if word.startswith("recipes/") else word for word in shlex.split(line)[1:]]
+        more = {"train": ["device=cpu"], "chat": ["--device", "cpu"]}.get(words[0], [])
+        assert not app([*words, *more], standalone_mode=False), capsys.readouterr().err
+    assert (tmp_path / "models" / "mine" / "model.safetensors").exists()

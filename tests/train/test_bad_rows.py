@@ -15,7 +15,10 @@ from drawn import rows
 BAD = {
     "missing image": ({"image": "gone.png"}, "picture .*gone.png (is not there|does not exist)|there is no"),
     "two marks for one file": ({"question": "<image><image>\nWhich?"}, "2 <image> marks for 1 picture"),
-    "over-long": ({"answer": "red " * 5000}, r"tokens, more than the 4096 of data.max_length \(a cut there would fall inside answer 1\); raise data.max_length"),
+    "over-long": (
+        {"answer": "red " * 5000},
+        r"more than the 4096 of data.max_length \(a cut there would fall inside answer 1\); raise data.max_length",
+    ),
     "empty answer": ({"answer": "  "}, "an answer is empty; write it or delete the row"),
     "unreadable line": (None, "JSON"),
 }

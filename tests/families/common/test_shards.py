@@ -41,6 +41,9 @@ def test_opening_lists_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
             listed.append(self.path)
             return list(self.file.keys())
 
+        def get_slice(self, name: str) -> Any:
+            return self.file.get_slice(name)
+
     monkeypatch.setattr(shards, "opened", Counted)
     Shards(tmp_path).close()
     assert sorted(path.name for path in listed) == sorted(set(file_of.values()))
