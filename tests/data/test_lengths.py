@@ -161,9 +161,9 @@ def test_a_file_written_while_rows_are_looked_at_is_not_remembered(data):
 @pytest.mark.slow
 def test_two_runs_at_once_leave_a_whole_index(data):
     code = (
-        "import sys; from anymix.data.check import examine; from anymix.data.conversations import read; "
+        "from pathlib import Path; from anymix.data.check import examine; from anymix.data.conversations import read; "
         "from anymix.data.store import Store\n"
-        f"for _ in range(5): examine(read({str(data)!r}), None, store=Store({str(data.parent / 'cache')!r}))"
+        f"for _ in range(5): examine(read({str(data)!r}), None, store=Store(Path({str(data.parent / 'cache')!r})))"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code], env=_environment()) for _ in range(2)]
     assert [run.wait(300) for run in runs] == [0, 0]
