@@ -113,7 +113,7 @@ def test_the_readme_tells_the_score(engines, name):
     """A tenth of the set again; the table's own figures are within what that many questions can tell."""
     text = (MODELS / name / "README.md").read_text()
     told = dict(re.findall(r"^\| ([a-z ,-]+) \| \d+ \| \d+ \| ([\d.]+) % \|$", text, re.M))
-    sheet = {**score.questions(), **(score.several() if name == "qwen2_vl" else {})}
+    sheet = score.sheet_for(name)
     table = score.count(engines(name), {kind: asked[:15] for kind, asked in sheet.items()})
     assert {s.kind for s in table} == set(told) - {"all"}
     right, asked = sum(s.right for s in table), sum(s.asked for s in table)
