@@ -102,4 +102,5 @@ def labels_of(cuts: Sequence[Cut]) -> Labels:
 
 def _joined(maps: Sequence[Map]) -> Tensor:
     """(P, F, 49) of maps (p, F * 49)."""
-    return torch.from_numpy(np.concatenate(maps)).long().unflatten(1, (-1, PATCH * PATCH))
+    joined = torch.from_numpy(np.concatenate(maps)).long()
+    return joined.view(len(joined), -1, PATCH * PATCH)
