@@ -38,7 +38,8 @@ ATTEMPTS = 24  # of a step whose fp16 gradients overflow: each halves the scale
 
 
 def compare(run: Run, reference: Side, tested: Side, steps: int = 2, say: Say = print) -> Report:
-    """Take `steps` of the first rows on both sides; the first is compared layer by layer, the others by loss and gradient norm.
+    """Take `steps` on the rows of the first, on both sides; that one is compared layer by layer, all by loss and
+    gradient norm.
 
     One process stands for all, batches are not cached, and nothing is written where the run would write. Raises
     ValueError in one sentence for what is wrong with the recipe, or for a reference that does not finish its steps."""

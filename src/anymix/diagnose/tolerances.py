@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PEAK = 4.0  # times the tolerance, of a tensor's largest value: what a single value may be off
+LATER = 4.0  # times the tolerance of a loss, once both sides have updated their weights
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ TABLE: dict[frozenset[str], Tolerance] = {
 
 
 def of_loss(allowed: Tolerance, losses: Sequence[float]) -> float:
-    """What the last of these losses of one batch may be off, in loss: its share, and of the way it has come since the
-    first step the share a gradient may be off, as the updates between follow gradients that were."""
-    return allowed.loss * abs(losses[-1]) + allowed.gradient * abs(losses[-1] - losses[0])
+    """What the last of these losses of one batch may be off, in loss.
+
+    The first: its share. A later one: LATER times that, as an update smaller than the last bit of a weight appears in
+    it or not, and of the way it has come since the first the share a gradient may be off."""
+    times = LATER if len(losses) > 1 else 1.0
+    return times * allowed.loss * abs(losses[-1]) + allowed.gradient * abs(losses[-1] - losses[0])
 
 
 def between(one: str, other: str) -> Tolerance:
