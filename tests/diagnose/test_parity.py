@@ -221,6 +221,11 @@ def test_dropout_is_off_and_an_adapters_zeros_are_not_zeros(recipe: Any) -> None
     assert [note for note in report.notes if "instead of zeros" in note]
 
 
+def test_a_recipe_of_several_processes_is_compared_in_one_and_says_so(recipe: Any) -> None:
+    report = held(recipe("internvl2", "model.dtype=bf16", "nproc=8"))
+    assert report.ok and report.notes[0].startswith("nproc = 8 in the recipe; one process is compared")
+
+
 def test_several_processes_are_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity.ranks, "here", lambda: SimpleNamespace(world=2))
     with pytest.raises(ValueError, match="one process, found several; start it without torchrun"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,10 +66,13 @@ def _show(report: Report, every: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
-    table = Table("layers", "", "cosine", "error", "allowed", "largest", box=None, pad_edge=False)
-    for name in ("cosine", "error", "allowed", "largest"):
-        next(column for column in table.columns if column.header == name).justify = "right"
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 400)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layers", overflow="fold")  # a name is to be copied whole
+    table.add_column()
+    for name in ("cosine", "error", "allowed"):
+        table.add_column(name, justify="right")
+    table.add_column("largest", no_wrap=True)
     for name, kind, layers in grouped(report.layers, every):
         worst = max(layers, key=lambda layer: (layer.fault is not None, layer.error))
         allowed = report.tolerance.forward if kind == "forward" else report.tolerance.gradient

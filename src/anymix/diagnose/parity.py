@@ -61,7 +61,8 @@ def compare(run: Run, reference: Side, tested: Side, steps: int = 2, say: Say = 
                 if not second.layers:
                     raise
     layers = tuple(second.layers[key] for key in first.spool.places if key in second.layers)
-    notes = dict.fromkeys((*theirs.notes, *ours.notes, *second.notes(stopped is None)))
+    alone = [f"nproc = {run.nproc} in the recipe; one process is compared, with its share of a step"] * (run.nproc > 1)
+    notes = dict.fromkeys((*alone, *theirs.notes, *ours.notes, *second.notes(stopped is None)))
     pairs = tuple(Pair((a.loss, b.loss), (a.norm, b.norm)) for a, b in zip(theirs.updates, ours.updates, strict=False))
     return Report(str(reference), str(tested), tolerance, layers, pairs, tuple(notes), stopped, first.spool.bytes)
 

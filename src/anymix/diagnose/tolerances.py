@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PEAK = 4.0  # times the tolerance, of a tensor's largest value: what a single value may be off
-LATER = 4.0  # times the tolerance of a loss, once both sides have updated their weights
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,12 @@ class Tolerance:
     forward: float
     gradient: float  # of outputs and of parameters
     loss: float
+    way: float  # of what updates moved the loss by
 
 
-_FP32 = Tolerance(5e-5, 5e-4, 1e-5)
-_FP16 = Tolerance(1e-2, 5e-2, 5e-3)
-_BF16 = Tolerance(5e-2, 0.3, 1e-2)
+_FP32 = Tolerance(5e-5, 5e-4, 1e-5, 5e-4)
+_FP16 = Tolerance(1e-2, 5e-2, 5e-3, 5e-2)
+_BF16 = Tolerance(5e-2, 0.3, 1e-2, 1.0)
 TABLE: dict[frozenset[str], Tolerance] = {
     frozenset({"fp32"}): _FP32,
     frozenset({"fp16", "fp32"}): _FP16,
@@ -37,10 +37,9 @@ TABLE: dict[frozenset[str], Tolerance] = {
 def of_loss(allowed: Tolerance, losses: Sequence[float]) -> float:
     """What the last of these losses of one batch may be off, in loss.
 
-    The first: its share. A later one: LATER times that, as an update smaller than the last bit of a weight appears in
-    it or not, and of the way it has come since the first the share a gradient may be off."""
-    times = LATER if len(losses) > 1 else 1.0
-    return times * allowed.loss * abs(losses[-1]) + allowed.gradient * abs(losses[-1] - losses[0])
+    Its share, and of the way it has come since the first step a share too: what updates do to it depends on gradients
+    that were off, and in bf16 on whether an update reaches the last bit of a weight at all."""
+    return allowed.loss * abs(losses[-1]) + allowed.way * abs(losses[-1] - losses[0])
 
 
 def between(one: str, other: str) -> Tolerance:
