@@ -140,7 +140,7 @@ def _short_products(device: Device) -> list[tuple[Any, str]]:
         return [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
     if device.kind == "npu":
         module: Any = torch.get_device_module(device.kind)
-        return [(module.matmul, "allow_hf32"), (module.conv, "allow_hf32")]
+        return [(getattr(module, name), "allow_hf32") for name in ("matmul", "conv") if hasattr(module, name)]
     return []
 
 
