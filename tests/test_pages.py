@@ -13,7 +13,7 @@ from PIL import Image
 from anymix import config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("pictures.md", "talking.md")
+PAGES = ("parity.md", "pictures.md", "talking.md")
 FILES = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html", "config.json"}  # look like keys, and are none
 
 
@@ -78,3 +78,22 @@ def test_the_lines_of_the_page_on_models_that_talk_run_in_order(
         more = {"train": ["device=cpu"], "chat": ["--device", "cpu"]}.get(words[0], [])
         assert not app([*words, *more], standalone_mode=False), capsys.readouterr().err
     assert (tmp_path / "models" / "mine" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_on_parity_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anymix.cli import app
+    from drawn import rows
+
+    monkeypatch.chdir(tmp_path)
+    rows(tmp_path, 4)
+    block = re.search(r"<!-- parity -->\n```bash\n(.*?)```", both("parity.md")[0], re.DOTALL)
+    assert block is not None
+    lines = block[1].strip().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = [str(ROOT / word) if word.startswith("recipes/") else word for word in shlex.split(line)[1:]]
+        assert not app([*words, "device=cpu", "train.batch=1", "--steps=1"], standalone_mode=False)
+    assert json.loads("{" + capsys.readouterr().out.partition("\n{")[2])["ok"] is True

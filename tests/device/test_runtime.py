@@ -125,3 +125,26 @@ def test_only_a_small_model_is_given_one_thread(edge: int, asked: list[int], mon
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     settle_threads(torch.nn.Linear(edge, edge, device="cpu"))
     assert given == asked
+
+
+def test_products_of_fp32_are_whole_while_compared_and_what_was_set_comes_back(monkeypatch):
+    from types import SimpleNamespace
+
+    from anymix.device import full_precision, runtime
+
+    matmul, conv = SimpleNamespace(allow_hf32=True), SimpleNamespace(allow_hf32=False)
+    monkeypatch.setattr(runtime.torch, "get_device_module", lambda kind: SimpleNamespace(matmul=matmul, conv=conv))
+    with pytest.raises(RuntimeError, match="inside"), full_precision(SimpleNamespace(kind="npu")):
+        assert (matmul.allow_hf32, conv.allow_hf32) == (False, False)
+        raise RuntimeError("inside")
+    assert (matmul.allow_hf32, conv.allow_hf32) == (True, False)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with full_precision(SimpleNamespace(kind="cuda")):
+            assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        with full_precision(SimpleNamespace(kind="cpu")):
+            assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -15,6 +15,7 @@ from anymix.cli import cache, data
 from anymix.cli.caption import caption
 from anymix.cli.chat import chat
 from anymix.cli.demo import demo
+from anymix.cli.diagnose import diagnose
 from anymix.cli.doctor import doctor
 from anymix.cli.export import export
 from anymix.cli.generate import generate
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune and run multimodal models on any accelerator.",
 )
-for command in (demo, train, chat, generate, predict, caption, merge, export, report, doctor):
+for command in (demo, train, chat, generate, predict, caption, merge, export, report, doctor, diagnose):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anymix.device.runtime import (
         autocast,
         deterministic,
+        full_precision,
         grad_scaler,
         peak_memory,
         reset_peak_memory,
@@ -31,6 +32,7 @@ __all__ = [
     "Setting",
     "autocast",
     "deterministic",
+    "full_precision",
     "grad_scaler",
     "peak_memory",
     "pick",

@@ -119,6 +119,31 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@contextmanager
+def full_precision(device: Device) -> Iterator[None]:
+    """fp32 products keep all their bits while two devices are compared: TF32 and HF32 keep 10 of 23. What was set
+    before is put back after."""
+    held = _short_products(device)
+    before = [(switches, name, getattr(switches, name)) for switches, name in held]
+    for switches, name in held:
+        setattr(switches, name, False)
+    try:
+        yield
+    finally:
+        for switches, name, value in before:
+            setattr(switches, name, value)
+
+
+def _short_products(device: Device) -> list[tuple[Any, str]]:
+    """The switches that let products of fp32 numbers be shortened on this kind of device."""
+    if device.kind == "cuda":
+        return [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
+    if device.kind == "npu":
+        module: Any = torch.get_device_module(device.kind)
+        return [(getattr(module, name), "allow_hf32") for name in ("matmul", "conv") if hasattr(module, name)]
+    return []
+
+
 def rng_state(device: Device) -> dict[str, Any]:
     """State of every generator a run draws from: plain types and tensors, so torch.load needs no pickle."""
     name, keys, *rest = np.random.get_state(legacy=True)
