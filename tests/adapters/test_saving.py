@@ -38,7 +38,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def open_folder(path: Any, device: Any, dtype: Any = None, **options: Any) -> Any:
         calls.append((Path(path), options))
-        return SimpleNamespace(net=net("sdxl"), folder=Path(path))
+        return SimpleNamespace(net=net("sdxl"), frozen={}, folder=Path(path))
 
     monkeypatch.setattr(opening, "open_folder", open_folder)
     return calls

@@ -201,7 +201,7 @@ def test_merge_takes_lora_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     saved: list[Any] = []
 
     def open_folder(path: Path, device: Any, dtype: Any = None, **options: Any) -> Any:
-        family = SimpleNamespace(net=net("sdxl"), folder=path, layout="diffusers")
+        family = SimpleNamespace(net=net("sdxl"), frozen={}, folder=path, layout="diffusers")
         family.save = lambda folder, layout, dtype=None: saved.append((folder, layout, dtype, answer(family.net)))
         return family
 

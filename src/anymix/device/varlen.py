@@ -51,7 +51,8 @@ def fused(query: Tensor, key: Tensor, value: Tensor, borders: Borders, scale: fl
     None where this device has no kernel for it in this type: under autocast that is the type it computes in, as for
     torch's own attention (rotary tables in fp32 leave queries and keys in fp32)."""
     kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # "meta" has no autocast
+    dtype = torch.get_autocast_dtype(kind) if mixed else query.dtype
     kernel, _ = rung(kind, dtype, ops.used())
     if kernel is None or query.shape[-1] % 8 or query.shape[-1] > 256:
         return None
