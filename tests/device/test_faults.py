@@ -65,7 +65,8 @@ TLS = (
             "HCCL_CONNECT_TIMEOUT",
         ),
         (  # vllm-ascend issue 4284
-            "NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\nE30006: Failed to verify the OPP",
+            "NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\nE30006: Failed to "
+            "verify the OPP",
             "kernels package",
             "ask IT",
         ),
@@ -75,7 +76,7 @@ TLS = (
             "npu-smi info",
         ),
         (  # Ascend/pytorch issue 99
-            "OSError: /usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1/lib/libtbe_adapter.so: undefined symbol: _ZN3Mki2",
+            "OSError: /usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1/lib/libtbe_adapter.so: undefined symbol: _ZN3",
             "NNAL",
             "nnal/atb/set_env.sh",
         ),

@@ -93,9 +93,7 @@ def test_tables_of_other_widths_are_read() -> None:
 
 
 def test_a_process_without_a_name_is_still_somebody() -> None:
-    said = smi.read(
-        "| 3       1                 | 907864        |                          | 134                     |\n"
-    )
+    said = smi.read("| 3       1           | 907864        |                          | 134                     |\n")
     assert said.processes == (smi.Process(3, 1, 907864, "", 134),)
 
 
