@@ -23,7 +23,7 @@ RUN cd /wheels && sha256sum -c SHA256SUMS --quiet \
 
 # Models and runs come from the host; models are only read.
 ENV ANYMIX_MODELS=/models
-WORKDIR /work
+WORKDIR /mine
 
 # What set_env.sh exports holds for every command, also where it lies under CANN's newer name.
 COPY docker/start.sh /usr/local/bin/start-anymix

@@ -25,7 +25,6 @@ import wheelhouse
 NAME = re.compile(r"anymix-(?P<arch>x86_64|aarch64)-py(?P<python>3\.\d+)-torch-(?P<torch>[\w.+]+)")
 GLIBC = (2, 28)  # of openEuler 20.03, Kylin V10, Ubuntu 20.04 and newer
 ELF = {"x86_64": 62, "aarch64": 183}  # e_machine, elf.h
-SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # 3.11.2 and older have none
 ALSO = ("INSTALL.txt", "SHA256SUMS", "keep_torch.py")
 
 
@@ -155,7 +154,9 @@ def main() -> int:
         folder = options.wheelhouse.resolve()
         if folder.is_file():
             with tarfile.open(folder) as archive:
-                archive.extractall(scratch, **SAFELY)
+                if hasattr(tarfile, "data_filter"):  # 3.11.2 and older have none
+                    archive.extraction_filter = tarfile.data_filter
+                archive.extractall(scratch)
             folder = next(Path(scratch).iterdir())
         found = wrong(folder, extras)
         print("\n".join(found) or summary(folder))
