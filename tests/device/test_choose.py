@@ -32,6 +32,14 @@ def test_cpu_computes_in_fp32_and_can_everything() -> None:
     assert device.reason == "cpu, as asked" and device.settings == ()
 
 
+def test_a_setting_there_is_none_of_is_refused_on_any_device() -> None:
+    with pytest.raises(
+        ValueError, match=r"device\.settings\.TASK_QUEUE is not known; it is one of .*TASK_QUEUE_ENABLE"
+    ):
+        pick("cpu", settings={"TASK_QUEUE": 1})
+    assert pick("cpu", settings={"TASK_QUEUE_ENABLE": 2}).settings == ()
+
+
 def test_auto_on_a_bare_machine_says_why_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(choose.MISSING, "npu", lambda: "torch_npu is not installed")
     monkeypatch.setitem(choose.MISSING, "cuda", lambda: "this torch is built without CUDA")
