@@ -71,6 +71,7 @@ wheelhouse:
 	@$(if $(and $(ARCH),$(PY),$(TORCH)),,echo 'type make wheelhouse ARCH=aarch64 PY=3.11 TORCH=2.7.1 (or TORCH=none)'; exit 1)
 	$(PYTHON) scripts/wheelhouse.py --arch $(ARCH) --python $(PY) --torch $(TORCH) --extras '$(EXTRAS)' \
 	    $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) $(if $(ALSO),--also $(foreach wanted,$(ALSO),'$(wanted)'))
+	$(PYTHON) scripts/check_wheelhouse.py dist/anymix-$(ARCH)-py$(PY)-torch-$(TORCH).tar --extras '$(EXTRAS)'
 
 clean:
 	rm -rf $(VENV) $(FLOOR) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,7 @@ from PIL import Image
 from anymix import config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("parity.md", "pictures.md", "talking.md")
+PAGES = ("ascend.md", "parity.md", "pictures.md", "talking.md")
 FILES = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html", "config.json"}  # look like keys, and are none
 
 
@@ -48,7 +48,7 @@ def test_what_a_page_links_to_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_the_tests_and_keys_a_page_names_are_there(name: str) -> None:
     words = spoken(both(name)[0])
-    for named in (word for word in words if "::" in word):
+    for named in (word for word in words if ".py::" in word):
         file, _, function = named.partition("::")
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), named
     known = {row[0] for row in config.keys()} | {"train.checkpointing"}

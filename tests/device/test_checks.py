@@ -73,7 +73,7 @@ def test_the_models_folder(tmp_path: Path) -> None:
     assert of(str(tmp_path)).level == "note"
     (tmp_path / "OpenGVLab/InternVL2-2B").mkdir(parents=True)
     (tmp_path / "OpenGVLab/InternVL2-2B/config.json").touch()
-    assert of(str(tmp_path)).what.endswith("1 models")
+    assert of(str(tmp_path)).what.endswith("1 model")
 
 
 def test_network_says_what_the_environment_says(tmp_path: Path) -> None:
@@ -117,3 +117,14 @@ def test_imports_are_tried_for_real_and_a_crash_names_its_module(
     broken = checks.broken_imports(Host(os.environ), ["sound_one", "raising_one", "crashing_one", "never_reached"])
     assert broken.keys() == {"raising_one", "crashing_one"}
     assert "nms does not exist" in broken["raising_one"] and "signal 6" in broken["crashing_one"]
+
+
+def test_models_of_every_layout_are_counted_and_those_that_draw_too(tmp_path: Path) -> None:
+    for name in ("OpenGVLab/InternVL2-2B/config.json", "AI-ModelScope/sdxl/model_index.json", "mine/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    cached = tmp_path / "models--Qwen--Qwen2-VL-2B-Instruct/snapshots/0a1b/config.json"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    (found,) = checks.models(host(tmp_path, environ={"ANYMIX_MODELS": str(tmp_path)}))
+    assert found.level == "ok" and found.what.endswith(", 4 models")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from anymix.device import choose, pick
+from anymix.device.settings import MARK, NPU_VARIABLES
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -29,6 +30,14 @@ def test_cpu_computes_in_fp32_and_can_everything() -> None:
     assert device.handle == torch.device("cpu") and device.dtype is torch.float32
     assert device.capabilities == {"bf16", "float64", "fused_adamw"}
     assert device.reason == "cpu, as asked" and device.settings == ()
+
+
+def test_a_setting_there_is_none_of_is_refused_on_any_device() -> None:
+    with pytest.raises(
+        ValueError, match=r"device\.settings\.TASK_QUEUE is not known; it is one of .*TASK_QUEUE_ENABLE"
+    ):
+        pick("cpu", settings={"TASK_QUEUE": 1})
+    assert pick("cpu", settings={"TASK_QUEUE_ENABLE": 2}).settings == ()
 
 
 def test_auto_on_a_bare_machine_says_why_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +82,7 @@ def test_a_torch_npu_that_does_not_load_is_named(
     (tmp_path / "torch_npu" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
-    for name in ("PYTORCH_NPU_ALLOC_CONF", "TASK_QUEUE_ENABLE", "ACLNN_CACHE_LIMIT"):
+    for name in (MARK, *(setting.name for setting in NPU_VARIABLES)):
         monkeypatch.setenv(name, "")  # so that what pick exports is taken back
     with pytest.raises(ValueError, match="device = npu cannot be used") as caught:
         pick("npu")
@@ -159,7 +168,7 @@ def test_an_npu_is_set_up_made_current_and_explained(scenes: Scenes) -> None:
     assert auto["reason"] == "npu:1 (Stand-in), the first choice of auto"
     assert auto["said"] == {"current": 1, "jit_compile": False}
     assert auto["able"] == ["bf16", "fused_adamw"]  # float64 becomes float32 there
-    assert {"PYTORCH_NPU_ALLOC_CONF", "TASK_QUEUE_ENABLE", "npu.conv.allow_hf32"} <= set(auto["settings"])
+    assert {"PYTORCH_NPU_ALLOC_CONF", "TASK_QUEUE_ENABLE", "allow_hf32"} <= set(auto["settings"])
     assert auto["queue"] == "1"
     assert first["device"] == "npu:0" and first["reason"] == "npu:0 (Stand-in), as asked"
     assert "npu:5" in beyond["error"] and "2 visible (ASCEND_RT_VISIBLE_DEVICES = not set)" in beyond["error"]

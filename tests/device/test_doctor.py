@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anymix.device import cards, checks
+from anymix.device import cards, checks, neighbours
 from anymix.device.doctor import CHECKS, examine
 from anymix.device.findings import Finding, Host, Ran, run
 from device.machines import (
@@ -75,4 +75,4 @@ def test_every_check_is_run() -> None:
             and getattr(value, "__annotations__", {}) == {"host": "Host", "return": "list[Finding]"}
         }
 
-    assert written(checks) | written(cards) == set(CHECKS)
+    assert written(checks) | written(cards) | written(neighbours) == set(CHECKS)

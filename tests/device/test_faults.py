@@ -53,6 +53,43 @@ TLS = (
             "driver",
             "IT",
         ),
+        (  # vllm-ascend issue 405
+            "[rank0]: EJ0003: [PID: 159] Failed to bind the IP port. Reason: The IP address and port have been bound "
+            "already.\n host nic listen start failed, port[60000], return[11]",
+            "same HCCL ports",
+            "HCCL_IF_BASE_PORT",
+        ),
+        (  # vllm-ascend issue 486, LlamaFactory issue 5071
+            "EI0006: 2024-08-05-18:15:21.270.506 Getting socket times out. Reason: Remote Rank did not send the data",
+            "did not come in time",
+            "HCCL_CONNECT_TIMEOUT",
+        ),
+        (  # vllm-ascend issue 4284
+            "NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\nE30006: Failed to "
+            "verify the OPP",
+            "kernels package",
+            "ask IT",
+        ),
+        (  # Ascend/pytorch issue 67
+            "c10_npu::SetDevice(device_id_), error code is 507033\n[Error]: Failed to start the device.",
+            "does not start",
+            "npu-smi info",
+        ),
+        (  # Ascend/pytorch issue 99
+            "OSError: /usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1/lib/libtbe_adapter.so: undefined symbol: _ZN3",
+            "NNAL",
+            "nnal/atb/set_env.sh",
+        ),
+        (  # vllm-ascend issue 152
+            "ImportError: libatb.so: cannot open shared object file: No such file or directory",
+            "NNAL",
+            "nnal/atb/set_env.sh",
+        ),
+        (  # LlamaFactory issue 6309
+            "msg_mgr_dump raise error[[Errno 28] No space left on device]",
+            "disk is full",
+            "df -h",
+        ),
         (
             "OSError: libopenblas.so.0: cannot open shared object file: No such file",
             "libopenblas.so.0",

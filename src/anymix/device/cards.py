@@ -134,7 +134,7 @@ def _explained(host: Host, text: str, otherwise: str) -> tuple[str, str]:
     """What an error text means and what to type, with the set_env.sh that is really here."""
     what, fix = faults.explain(text) or (faults.sentence(text), otherwise)
     home = cann_home(host)
-    return what, _set_env(host, home) if home and "set_env.sh" in fix else fix
+    return what, _set_env(host, home) if home and "ascend-toolkit/set_env.sh" in fix else fix
 
 
 def _set_env(host: Host, home: Path) -> str:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from anymix.device import faults
 from anymix.device.findings import Finding, Host, Level
+from anymix.device.settings import THREADS_AT_MOST
 
 GIB = 2**30
 IMPORT_SECONDS = 90.0  # a first import from a network drive takes its time
-THREADS_AT_MOST = 16  # more seldom help one process and hurt several
+OPENS = ("config.json", "model_index.json")
+LAID = ("*", "*/*", "*--*/snapshots/*")  # by name, by owner and name, as a hub's cache
 SHOWN = ("torch", "transformers", "peft", "datasets", "safetensors", "pillow", "sentencepiece")
 COMPILED = ("numpy", "PIL", "safetensors", "sentencepiece", "tokenizers", "transformers")
 
@@ -142,11 +144,11 @@ def models(host: Host) -> list[Finding]:
     if not os.access(folder, os.R_OK | os.X_OK):
         what = f"ANYMIX_MODELS={name} cannot be read by this user"
         return [Finding("wrong", "models", what, f"ls -ld {name}")]
-    configs = sum(1 for depth in ("*", "*/*") for _ in folder.glob(f"{depth}/config.json"))
-    if not configs:
-        what = f"ANYMIX_MODELS={name} holds no model: no config.json one or two folders down"
+    found = {file.parent for depth in LAID for kind in OPENS for file in folder.glob(f"{depth}/{kind}")}
+    if not found:
+        what = f"ANYMIX_MODELS={name} holds no model: no {' or '.join(OPENS)} one or two folders down"
         return [Finding("note", "models", what, f"ls {name}")]
-    return [Finding("ok", "models", f"ANYMIX_MODELS={name}, {configs} models")]
+    return [Finding("ok", "models", f"ANYMIX_MODELS={name}, {len(found)} model{'s' * (len(found) != 1)}")]
 
 
 def network(host: Host) -> list[Finding]:

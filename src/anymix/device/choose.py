@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from anymix.device import faults, ops
-from anymix.device.settings import Setting, export_defaults, set_options
+from anymix.device.settings import Setting, check, export_defaults, limit_threads, set_options
 
 Kind = Literal["npu", "cuda", "cpu"]
 Capability = Literal["bf16", "float64", "fused_adamw"]
@@ -43,21 +43,25 @@ class Device:
         return str(self.handle)
 
 
-def pick(want: str = "auto", local_rank: int = 0, fused: bool = True) -> Device:
+def pick(
+    want: str = "auto", local_rank: int = 0, fused: bool = True, settings: Mapping[str, object] | None = None
+) -> Device:
     """The device for this process, made current, its settings applied.
 
-    `local_rank` chooses the card where `want` names none; `fused` False computes without fused kernels. Raises
-    ValueError in one sentence: an unknown name, a device that is missing (and why), a card number beyond those
-    visible, one card for several processes.
+    `local_rank` chooses the card where `want` names none; `fused` False computes without fused kernels; `settings` is
+    a recipe's `device.settings`. Raises ValueError in one sentence: an unknown name, a device that is missing (and
+    why), a card number beyond those visible, one card for several processes, a setting that cannot be.
     """
     kind, index = _parse(want)
+    check(settings or {})
     missing: dict[str, str] = {}
     for candidate in ORDER if kind is None else (kind,):
-        applied = export_defaults(os.environ) if candidate == "npu" and find_spec("torch_npu") else ()
+        here = candidate == "npu" and find_spec("torch_npu") is not None
+        applied = export_defaults(os.environ, settings) if here else ()
         fault = MISSING[candidate]()
         if fault is None:
             why = "as asked" if kind else _passed_over(missing)
-            found = _device(candidate, _card(candidate, want, index, local_rank), applied, why)
+            found = _device(candidate, _card(candidate, want, index, local_rank), applied, why, settings)
             ops.use(fused)
             return found if fused else replace(found, fused=False, capabilities=found.capabilities - {"fused_adamw"})
         missing[candidate] = fault
@@ -89,13 +93,16 @@ def _card(kind: Kind, want: str, index: int | None, local_rank: int) -> int:
     return card
 
 
-def _device(kind: Kind, card: int, applied: tuple[Setting, ...], why: str) -> Device:
+def _device(
+    kind: Kind, card: int, applied: tuple[Setting, ...], why: str, wanted: Mapping[str, object] | None
+) -> Device:
     if kind == "cpu":
         every: frozenset[Capability] = frozenset(get_args(Capability))
         return Device(kind, 0, torch.device("cpu"), "gloo", torch.float32, every, f"cpu, {why}")
     module: Any = torch.get_device_module(kind)
     if kind == "npu":
-        applied += set_options(module)
+        limit_threads(torch, applied)
+        applied += set_options(module, wanted)
     module.set_device(card)  # before any process group or generator is made
     bf16 = _computes_bf16(kind, module)
     able: set[Capability] = {"fused_adamw"}

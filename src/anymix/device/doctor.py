@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-from anymix.device import cards, checks
+from anymix.device import cards, checks, neighbours
 from anymix.device.findings import Finding, Host
 
 
@@ -23,6 +23,10 @@ CHECKS: tuple[Check, ...] = (
     cards.torch,
     cards.npu,
     cards.cuda,
+    neighbours.busy,
+    neighbours.ports,
+    neighbours.preload,
+    neighbours.settings,
     checks.packages,
     checks.torchvision,
     checks.threads,

@@ -24,15 +24,25 @@ FAULTS = (
     Fault(
         r"(?P<lib>\S*libgomp\S*): cannot allocate memory in static TLS block",
         "OpenMP was loaded too late for its thread-local memory, as happens on Arm",
-        "export LD_PRELOAD={lib}",
+        "export LD_PRELOAD={lib}:$LD_PRELOAD   # first in the line: what is loaded first has room",
     ),
     Fault(
         r"cannot allocate memory in static TLS block",
         "a library was loaded too late for its thread-local memory, as happens on Arm",
-        "export LD_PRELOAD=$(gcc -print-file-name=libgomp.so.1)",
+        "export LD_PRELOAD=$(gcc -print-file-name=libgomp.so.1):$LD_PRELOAD",
     ),
     Fault(
-        r"lib(?:hccl|ascendcl|acl_op_compiler|ge_runner|graph|acl_tdt_channel|hcomm|ascend_hal)\.so[^\n]*"
+        r"libascend_hal\.so[^\n]*cannot open shared object",
+        "the driver's own library is not here: a container was started without the driver's folder",
+        "docker run -v /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro ...",
+    ),
+    Fault(
+        r"libatb\.so[^\n]*cannot open shared object|atb\S*[^\n]*undefined symbol",
+        "NNAL (ATB), which only some programs use, is absent or of another build than this torch",
+        "source /usr/local/Ascend/nnal/atb/set_env.sh   # or install the NNAL of the same CANN",
+    ),
+    Fault(
+        r"lib(?:hccl|ascendcl|acl_op_compiler|ge_runner|graph|acl_tdt_channel|hcomm)\.so[^\n]*"
         r"cannot open shared object",
         "torch_npu is installed but CANN's libraries cannot be loaded: this shell did not source set_env.sh",
         "source /usr/local/Ascend/ascend-toolkit/set_env.sh",
@@ -61,6 +71,47 @@ FAULTS = (
         r"(?P<lib>lib\S+\.so\S*): cannot open shared object file",
         "the library {lib} is not on this machine's library path",
         "export LD_LIBRARY_PATH=<folder of {lib}>:$LD_LIBRARY_PATH",
+    ),
+    Fault(
+        r"set ASCEND_RT_VISIBLE_DEVICES:\S+ error|Set visible device failed",
+        "ASCEND_RT_VISIBLE_DEVICES names a card that is not in this container, where counting starts again at 0",
+        "unset ASCEND_RT_VISIBLE_DEVICES",
+    ),
+    Fault(
+        r"ret is -80(?:05|20)|device is used",
+        "another container or virtual machine holds the card, or this one lacks the driver's files and devices",
+        "docker run --device /dev/davinci0 --device /dev/davinci_manager --device /dev/devmm_svm --device "
+        "/dev/hisi_hdc -v /usr/local/dcmi:/usr/local/dcmi:ro -v /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro",
+    ),
+    Fault(
+        r"Failed to verify the OPP|error code is 500001|init env failed",
+        "CANN cannot start its operators: the kernels package for this chip is absent, or one of its Python needs is",
+        "pip install attrs decorator psutil scipy PyYAML   # and ask IT for the CANN kernels (ops) of this chip",
+    ),
+    Fault(
+        r"EJ0003|EI0019|IP address and port have been bound",
+        "two runs on this host want the same HCCL ports",
+        "export HCCL_IF_BASE_PORT=61000",
+    ),
+    Fault(
+        r"EI0006|Getting socket times? ?out",
+        "one card's process did not come in time: it failed before, or read its weights for longer than the others",
+        "export HCCL_CONNECT_TIMEOUT=1800   # after looking at the first error of each process",
+    ),
+    Fault(
+        r"error code is (?:207004|507033)|Failed to start the device|The device is unavailable",
+        "the card does not start: taken by somebody, ill, or not passed into this container",
+        "npu-smi info",
+    ),
+    Fault(
+        r"NPU out of memory",
+        "the card's memory is full",
+        "npu-smi info   # then train.batch=1, train.checkpointing=true, or LoRA",
+    ),
+    Fault(
+        r"No space left on device",
+        "the disk is full, or the small /dev/shm of a container",
+        "df -h . /dev/shm /tmp",
     ),
     Fault(
         r"driver on your system is too old",

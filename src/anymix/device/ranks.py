@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from anymix.device.choose import Device
+from anymix.device.settings import export, share
 
 T = TypeVar("T")
 
@@ -247,7 +248,8 @@ def launch(argv: Sequence[str], nproc: int) -> int:
     exit 0; torchrun would give them 30 s and exit 1.
     """
     environ = dict(os.environ)
-    environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))  # torchrun would set 1, and warn
+    if "OMP_NUM_THREADS" not in environ:  # torchrun would set 1, and warn
+        export(environ, "OMP_NUM_THREADS", str(share(_cores(), nproc)))
     torchrun = [sys.executable, "-m", "anymix.device.agent", "--standalone", f"--nproc-per-node={nproc}"]
     agent = subprocess.Popen([*torchrun, *argv], env=environ, start_new_session=True)  # Ctrl-C reaches us alone
 

@@ -13,8 +13,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# ModelScope keeps some models under another owner
-MODELSCOPE_OWNER = {"stabilityai": "AI-ModelScope", "madebyollin": "AI-ModelScope", "llava-hf": "llava-hf"}
+# Owners whose models ModelScope keeps under one name of its own, as ms-swift and DiffSynth-Studio name them there.
+# OpenGVLab, Qwen, llava-hf and others have the same name on both.
+MODELSCOPE = "AI-ModelScope"
+ELSEWHERE = ("stabilityai", "stable-diffusion-v1-5", "runwayml", "madebyollin", "liuhaotian", "openai")
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth")  # pickles are refused by what opens them, in a sentence
 STARTER = "starter:"
@@ -72,25 +74,34 @@ def local_candidates(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
         return
     owner, model = name.split("/")
     escaped = model.replace(".", "___")  # ModelScope's way to write a dot in a folder name
-    owners = (owner, MODELSCOPE_OWNER.get(owner, owner))
+    owners = _owners(owner)
     for base in shelves(environ):
         for leaf in (model, escaped):
             yield from (base / o / leaf for o in owners)
             yield base / leaf
-        yield from _snapshots(base / f"models--{owner}--{model}")
+        yield from (folder for o in owners for folder in _snapshots(base / f"models--{o}--{model}"))
+        yield from (folder for o in owners for folder in _snapshots(base / f"{o}--{model}"))
     home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     yield from _snapshots(Path(environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{owner}--{model}")
     scope = Path(environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")
     for base in (scope / "hub" / "models", scope / "models", scope / "hub", scope):
+        yield from (folder for o in owners for folder in _snapshots(base / f"{o}--{model}"))
         for leaf in (model, escaped):
             yield from (base / o / leaf for o in owners)
 
 
+def _owners(owner: str) -> tuple[str, ...]:
+    """An owner, then the names the same model may lie under when it came from the other hub."""
+    if owner == MODELSCOPE:
+        return (owner, *ELSEWHERE)
+    return (owner, MODELSCOPE) if owner in ELSEWHERE else (owner,)
+
+
 def _snapshots(repo: Path) -> Iterator[Path]:
-    """The snapshot `main` points to, then any other whole one, of a Hugging Face cache entry."""
-    main = repo / "refs" / "main"
-    if main.is_file():
-        yield repo / "snapshots" / main.read_text().strip()
+    """The snapshot `main` (on ModelScope: `master`) points to, then any other whole one, of a cache entry."""
+    for main in (repo / "refs" / "main", repo / "refs" / "master"):
+        if main.is_file():
+            yield repo / "snapshots" / main.read_text().strip()
     if (repo / "snapshots").is_dir():
         yield from sorted((repo / "snapshots").iterdir())
 
@@ -112,7 +123,7 @@ def _download(name: str, environ: Mapping[str, str]) -> Path:
         raise ValueError(f"{name} is not on this machine and cannot be fetched ({reason}); {advice}") from None
     owner, model = name.split("/")
     try:
-        return Path(from_modelscope(f"{MODELSCOPE_OWNER.get(owner, owner)}/{model}"))
+        return Path(from_modelscope(f"{MODELSCOPE if owner in ELSEWHERE else owner}/{model}"))
     except Exception as error:
         raise ValueError(f"{name} cannot be fetched, from ModelScope neither ({error}); {advice}") from None
 
