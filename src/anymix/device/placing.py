@@ -1,0 +1,146 @@
+"""Which tensors would be on the card, followed while everything is on the host.
+
+In go the tensors of every operation, and by a function mode what is moved; out comes whether a tensor would be on the
+card. Known by storage: what shares memory is in one place. Two places that meet are one: an operation on a card's and a
+host's tensor of at least one dimension is an error there, so what meets a card's tensor is on the card too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+# These take tensors of two places: an index or a source may lie on the host.
+MIXED = ("aten::index", "aten::_index_put", "aten::copy_", "aten::_copy_from")
+TO_HOST = ("tolist", "numpy", "__array__", "cpu")
+TORCH = str(Path(torch.__file__).parent)
+
+
+class Placing(TorchFunctionMode):
+    """Within it, what `.to(device)` and `device=` make is on the card. `waits` is told what brings a tensor back."""
+
+    def __init__(self, waits: Callable[[str], None]) -> None:
+        super().__init__()
+        self._held: dict[int, StorageWeakRef] = {}  # a weak reference keeps an address from being used again
+        self._waits = waits
+        self._making = 0
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether it would be on the card."""
+        return _address(tensor) in self._held
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """These are on the card."""
+        for tensor in tensors:
+            address = _address(tensor)
+            if address and address not in self._held:
+                self._held[address] = StorageWeakRef(tensor.untyped_storage())
+
+    def meet(self, name: str, tensors: list[Tensor]) -> bool:
+        """Whether an operation on these runs on the card; they are all there then."""
+        if not tensors:
+            return self._making > 0
+        if not any(map(self.has, tensors)):
+            return False
+        if not name.startswith(MIXED):
+            self.hold(t for t in tensors if t.dim())
+        return True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in TO_HOST and args and isinstance(args[0], Tensor) and self.has(args[0]):
+            return self._back(name, func, args, kwargs)
+        if name == "to":
+            return self._moved(func, args, kwargs)
+        if isinstance(kwargs.get("device"), torch.device):
+            return self._made(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _back(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        self._waits(f".{name}()")
+        out = func(*args, **kwargs)
+        return self._copied(out) if isinstance(out, Tensor) else out
+
+    def _moved(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor, wanted = args[0], (*args[1:], *kwargs.values())
+        if any(given == "cpu" for given in wanted if isinstance(given, str)) and self.has(tensor):
+            return self._back("to", func, args, kwargs)
+        out = func(*args, **kwargs)
+        to_card = any(
+            isinstance(given, torch.device) or (isinstance(given, Tensor) and self.has(given)) for given in wanted
+        )
+        if to_card and not self.has(out):
+            out = self._copied(out) if _address(out) == _address(tensor) else out
+            self.hold([out])
+        return out
+
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._making += 1
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._making -= 1
+        self.hold(tensors_of(out))
+        return out
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """On a card a move is a copy; on the host it would be the same tensor in two places."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            return tensor.clone()
+
+
+def _address(tensor: Tensor) -> int:
+    """Of its storage; 0 where it has none (sparse, or made by a mode of someone else)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of nested lists, tuples and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from tensors_of(value)
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from tensors_of(value)
+
+
+def caller() -> str:
+    """file:line of the nearest caller outside torch and this recorder, the file from its package on."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((TORCH, str(Path(__file__).parent / "record.py"), __file__, "<")):
+            return f"{'/'.join(Path(file).parts[-3:])}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+@contextmanager
+def as_on_a_card() -> Iterator[None]:
+    """Have `torch.optim` and `clip_grad_norm_` take a CPU for a card, and so the ways they take there: operations on
+    lists of tensors. torch_npu's devices are on this list (torch/utils/_foreach_utils.py: the PrivateUse1 name)."""
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    name, before = "_get_foreach_kernels_supported_devices", {}
+    for module in (_foreach_utils, optimizer):
+        before[module] = getattr(module, name)
+        setattr(module, name, lambda: [*before[_foreach_utils](), "cpu"])
+    try:
+        yield
+    finally:
+        for module, found in before.items():
+            setattr(module, name, found)
