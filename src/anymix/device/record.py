@@ -46,8 +46,8 @@ STANDS_FOR: dict[str, tuple[str, ...]] = {
 # Handed on, never opened: what they answer decides how torch itself works.
 UNTOUCHED = {"aten::_has_compatible_shallow_copy_type"}
 SYNCS = {
-    "aten::_local_scalar_dense", "aten::nonzero", "aten::nonzero_numpy", "aten::masked_select", "aten::_unique2",
-    "aten::unique_dim", "aten::unique_consecutive", "aten::bincount", "aten::equal", "aten::is_nonzero",
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
+    "aten::unique_consecutive", "aten::bincount", "aten::equal",
 }  # fmt: skip
 IMPLICIT = "CompositeImplicitAutograd"
 _INDEXING = ("aten::index.Tensor", "aten::index_put", "aten::_index_put_impl_")
@@ -163,7 +163,8 @@ class Recorder(TorchDispatchMode):
 
     def _note(self, name: str, args: Any, given: list[Tensor]) -> None:
         place = self._place()
-        for number, known in enumerate(STANDS_FOR.get(name, (name,))):
+        dropping = name != "aten::dropout" or (args[1] > 0 and args[2])
+        for number, known in enumerate(STANDS_FOR[name] if name in STANDS_FOR and dropping else (name,)):
             at = place if not number else Place(place.phase, place.module, True)  # the second is its gradient's
             path = (*self._path, known)
             found = self.seen.setdefault((at, path), Seen(path, at))
