@@ -1,7 +1,8 @@
 """Which tensors would be on the card, followed while everything is on the host.
 
 In go the tensors of every operation, and by a function mode what is moved; out comes whether a tensor would be on the
-card. Known by storage: what shares memory is in one place. Two places that meet are one: an operation on a card's and a
+card. `CARD` is a device equal to no tensor's own, so where code says `.to(x.device)` it is known which is meant. Known
+by storage: what shares memory is in one place. Two places that meet are one: an operation on a card's and a
 host's tensor of at least one dimension is an error there, so what meets a card's tensor is on the card too.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,28 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from anymix.device.choose import Device
 
 # These take tensors of two places: an index or a source may lie on the host.
 MIXED = ("aten::index", "aten::_index_put", "aten::copy_", "aten::_copy_from")
 TO_HOST = ("tolist", "numpy", "__array__", "cpu")
+DEVICE_OF = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+CARD = torch.device("cpu", 0)  # tensors themselves say plain cpu: so code that hands a device on can be followed
+# torch's own code for lists of tensors asks C++ for their device, which knows nothing of the card; it moves within it.
+LISTS = ("torch/optim/", "torch/nn/utils/", "torch/amp/")
+MODULES = ("torch/nn/modules/module.py",)
 TORCH = str(Path(torch.__file__).parent)
 
 
+def card(device: Device) -> Device:
+    """A CPU to prepare a run on that is to be followed."""
+    return replace(device, handle=CARD)
+
+
 class Placing(TorchFunctionMode):
-    """Within it, what `.to(device)` and `device=` make is on the card. `waits` is told what brings a tensor back."""
+    """Within it tensors say where they would be: `CARD`, or the host. `waits` is told what brings one back."""
 
     def __init__(self, waits: Callable[[str], None]) -> None:
         super().__init__()
@@ -56,31 +71,40 @@ class Placing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if func == DEVICE_OF:
+            return CARD if self.has(args[0]) else func(*args, **kwargs)
         if name in TO_HOST and args and isinstance(args[0], Tensor) and self.has(args[0]):
             return self._back(name, func, args, kwargs)
         if name == "to":
             return self._moved(func, args, kwargs)
-        if isinstance(kwargs.get("device"), torch.device):
+        if kwargs.get("device") == CARD:
             return self._made(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _back(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        self._waits(f".{name}()")
+        if not _asked_by(MODULES):  # a part that leaves the card does so once, not in every step
+            self._waits(f".{name}()")
         out = func(*args, **kwargs)
-        return self._copied(out) if isinstance(out, Tensor) else out
+        return _copied(out) if isinstance(out, Tensor) and self.has(out) else out
 
     def _moved(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor, wanted = args[0], (*args[1:], *kwargs.values())
-        if any(given == "cpu" for given in wanted if isinstance(given, str)) and self.has(tensor):
+        on_card = {self._is_card(given) for given in wanted} - {None}
+        if on_card == {False} and _asked_by(LISTS):
+            on_card = {True}
+        if on_card == {False} and self.has(tensor):
             return self._back("to", func, args, kwargs)
         out = func(*args, **kwargs)
-        to_card = any(
-            isinstance(given, torch.device) or (isinstance(given, Tensor) and self.has(given)) for given in wanted
-        )
-        if to_card and not self.has(out):
-            out = self._copied(out) if _address(out) == _address(tensor) else out
+        if True in on_card and not self.has(out):
+            out = _copied(out) if _address(out) == _address(tensor) else out
             self.hold([out])
         return out
+
+    def _is_card(self, given: Any) -> bool | None:
+        """Whether an argument of `to` names the card; None for one that names no place."""
+        if isinstance(given, Tensor):
+            return self.has(given)
+        return torch.device(given) == CARD if isinstance(given, (str, torch.device)) else None
 
     def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._making += 1
@@ -91,10 +115,19 @@ class Placing(TorchFunctionMode):
         self.hold(tensors_of(out))
         return out
 
-    def _copied(self, tensor: Tensor) -> Tensor:
-        """On a card a move is a copy; on the host it would be the same tensor in two places."""
-        with torch.utils._python_dispatch._disable_current_modes():
-            return tensor.clone()
+
+def _asked_by(places: tuple[str, ...]) -> bool:
+    """Whether what called into torch lies in one of these."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return any(place in Path(frame.f_code.co_filename).as_posix() for place in places)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On a card a move is a copy; on the host it would be the same tensor in two places."""
+    with _disable_current_modes():
+        return tensor.clone()
 
 
 def _address(tensor: Tensor) -> int:

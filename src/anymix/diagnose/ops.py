@@ -21,7 +21,7 @@ import torch
 from anymix.config import Run
 from anymix.data import loader
 from anymix.data.packing import Packed
-from anymix.device import Device, autocast, pick, ranks
+from anymix.device import Device, autocast, pick, placing, ranks
 from anymix.device.record import Recorder
 from anymix.diagnose import stand_in
 from anymix.diagnose.verdicts import Report, Table, judged
@@ -74,14 +74,15 @@ def record(run: Run, tables: Sequence[Table], say: Say = print) -> Recording:
         for note in notes:
             say(f"note: {note}")
         early.check(small)
-        device = pick("cpu")
+        device = placing.card(pick("cpu"))
         cold = small.model_copy(update={"cache": small.cache.model_copy(update={"use": False})})
         ready = prepare(cold, device, ranks.Ranks(), lambda _: None, dry=True)
         recorder = Recorder(*told_apart(tables))
         say("one step of training")
-        mine = _train(small, ready, recorder)
+        recorder.placing.hold([*ready.family.net.parameters(), *ready.family.net.buffers()])
+        _train(small, ready, recorder)
         say("one generation")
-        _generate(ready, recorder, mine)
+        _generate(ready, recorder)
         return Recording(recorder, _names(ready.family, recorder), tuple(notes))
 
 
@@ -116,7 +117,7 @@ def told_apart(tables: Sequence[Table]) -> tuple[set[str], set[str]]:
 # ------------------------------------------------------------------------------------------------------- training
 
 
-def _train(run: Run, ready: Prepared, recorder: Recorder) -> list[Batch]:
+def _train(run: Run, ready: Prepared, recorder: Recorder) -> None:
     family, stepper = ready.family, ready.stepper
     if run.cache.use and isinstance(family, ImageFamily):
         with recorder.on("encoding"):
@@ -125,15 +126,10 @@ def _train(run: Run, ready: Prepared, recorder: Recorder) -> list[Batch]:
     micro = _batches(ready)
     mean = None if run.train.ema is None else Ema(family.net, run.train.ema)
     optim.set_rate(stepper.optimizer, 1.0)
-    handle = stepper.step.register_forward_pre_hook(lambda _, given: recorder.placing.hold(given[0].tensors.values()))
-    try:
-        with recorder.on("training"):
-            stepper.take(micro)
-            if mean is not None:
-                mean.update(1)
-    finally:
-        handle.remove()
-    return micro
+    with recorder.on("training"):
+        stepper.take(micro)
+        if mean is not None:
+            mean.update(1)
 
 
 def _batches(ready: Prepared) -> list[Batch]:
@@ -147,11 +143,12 @@ def _batches(ready: Prepared) -> list[Batch]:
 # ----------------------------------------------------------------------------------------------------- generation
 
 
-def _generate(ready: Prepared, recorder: Recorder, micro: Sequence[Batch]) -> None:
+def _generate(ready: Prepared, recorder: Recorder) -> None:
     family, stepper = ready.family, ready.stepper
     family.net.eval()
     if isinstance(family, ChatFamily):
         family.net.to(stepper.dtype)  # as it is opened to talk
+        recorder.placing.hold(family.net.parameters())
         engine, asked = ChatEngine(family), _questions(ready)
         with recorder.on("answering"):
             engine.answer(asked, GREEDY)

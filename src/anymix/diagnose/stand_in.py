@@ -36,6 +36,7 @@ def filled(run: Run, folder: Path) -> tuple[Run, list[str]]:
     """The run with nothing missing. Raises ValueError in one sentence for a model of no known family."""
     notes: list[str] = []
     model, data = run.model, run.data
+    plain = model.template == "plain"
     if missing(model.path):
         small = starter_for(model.path)
         notes.append(f"{model.path} is not on this machine: {small}, a small model of its family, stands in for it")
@@ -48,7 +49,7 @@ def filled(run: Run, folder: Path) -> tuple[Run, list[str]]:
         named = "no data.path is given" if not data.path else f"data.path = {data.path} is not on this machine"
         draws = _draws(model.path)
         notes.append(f"{named}: drawn {'pictures' if draws else 'rows'} stand in for it")
-        made: dict[str, Any] = {"path": str(album(folder) if draws else rows(folder, films=_sees_films(model.path)))}
+        made: dict[str, Any] = {"path": str(album(folder) if draws else rows(folder, plain, _sees_films(model.path)))}
         made |= {"root": None, "val": None, "limit": None, "image_column": None, "caption_column": None}
         made |= {"shuffle": False}
         data = data.model_copy(update=made)
@@ -93,15 +94,18 @@ def _sees_films(path: str) -> bool:
 # ----------------------------------------------------------------------------------------------------- rows, drawn
 
 
-def rows(folder: Path, films: bool) -> Path:
-    """Rows of words with a picture, with two, with none, and with a film, in InternVL's form -> their file."""
+def rows(folder: Path, plain: bool, films: bool) -> Path:
+    """Rows of words with a picture, with two, with none, and with a film, in InternVL's form -> their file. `plain`: a
+    picture and its caption alone, for the template that takes no more."""
     _pictures(folder)
     asked = [
         ({"image": "0.png"}, "<image>\nwhat is it?", "red"),
         ({"image": ["1.png", "2.png"]}, "<image>\n<image>\nwhich is blue?", "the second of them"),
         ({}, "what is seven and one?", "eight"),
     ]
-    if films:
+    if plain:
+        asked = [({"image": f"{number}.png"}, "<image>", "a red square") for number in range(len(SHADES))]
+    elif films:
         asked.append(({"video": "film"}, "<video>\nwhat changes?", "the colour"))
     lines = []
     for row, ask, answer in asked:
