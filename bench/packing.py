@@ -1,6 +1,6 @@
 """Rows packed against rows padded: what a training step costs in CPU-seconds, on a set of ragged rows.
 
-    python bench/packing.py [--vocabulary 92553] [--rows 16] [--batch 4] [--tokens 2048] [--pairs 5]
+    python bench/packing.py [--vocabulary 92553] [--rows 16] [--batch 4] [--tokens 2048] [--pairs 5] [--edge 224]
 
 The peer is the ordinary way: transformers' own InternVLForConditionalGeneration with its stock SDPA attention, rows in
 random order in batches of `--batch`, padded on the right to the longest of the batch, with an attention mask and
@@ -10,10 +10,11 @@ clock. Both have the same weights, the same frozen vision tower, fp32, no recomp
 that nobody moves). Ours once more one row at a time, to tell packing from the rest (no padding, a head on supervised
 positions alone).
 
-Rows: one to twelve tiles of one picture as InternVL2 cuts them (64 tokens a tile, its 224-pixel setting), 20 to 400
-words (log-normal, 1.3 tokens a word), the second half of the words being the answer. A model of two towers in the
-proportion of InternVL2-2B's, narrower. --vocabulary 92553 is the 2B's; a narrow model then spends more on its head
-than the 2B, whose head is a tenth of its language model: `--vocabulary 2700` gives this one the same tenth.
+Rows: one to twelve tiles of one picture as InternVL2 cuts them (of --edge pixels: 64 tokens a tile of 224, the 256 it
+was released with of 448), 20 to 400 words (log-normal, 1.3 tokens a word), the second half of the words being the
+answer. A model of two towers in the proportion of InternVL2-2B's, narrower. --vocabulary 92553 is the 2B's; a narrow
+model then spends more on its head than the 2B, whose head is a tenth of its language model: `--vocabulary 2700` gives
+this one the same tenth.
 
 Loss and gradient norm must agree first, or nothing is timed. One thread, CPU-seconds of the process (other processes
 on the machine stretch wall time, not these), the three alternating, medians of the ratios of pairs.
@@ -46,10 +47,9 @@ from anymix.families.internvl2.tiling import normalise
 from tiny import tiny_internvl2  # type: ignore[import-not-found]
 
 MODEL = {"hidden": 256, "layers": 8, "heads": 8, "kv_heads": 4, "vision_hidden": 128, "vision_layers": 4}
-EDGE = 224
 
 
-def drawn(family: InternVL2, count: int, vocabulary: int) -> list[InternVL2Item]:
+def drawn(family: InternVL2, count: int, vocabulary: int, edge: int) -> list[InternVL2Item]:
     """Encoded rows, as the codec would give them."""
     draw, codec = random.Random(0), family.codec
     known = [id for id in range(5, vocabulary) if id != codec.context_id]
@@ -62,7 +62,7 @@ def drawn(family: InternVL2, count: int, vocabulary: int) -> list[InternVL2Item]
         ids = [1, *[codec.context_id] * (tiles * codec.tokens_per_tile), *text]
         labels = [IGNORE] * (len(ids) - half) + ids[len(ids) - half :]
         generator = torch.Generator().manual_seed(number)
-        pixels = torch.randint(0, 256, (tiles, 3, EDGE, EDGE), dtype=torch.uint8, generator=generator)
+        pixels = torch.randint(0, 256, (tiles, 3, edge, edge), dtype=torch.uint8, generator=generator)
         items.append(InternVL2Item(torch.tensor(ids), torch.tensor(labels), pixels, str(number), float(half), number))
     return items
 
@@ -123,12 +123,19 @@ def timed(step: Callable[[], float], optimizer: torch.optim.Optimizer) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("vocabulary", 92553), ("rows", 16), ("batch", 4), ("tokens", 2048), ("pairs", 5)):
+    for name, default in (
+        ("vocabulary", 92553),
+        ("rows", 16),
+        ("batch", 4),
+        ("tokens", 2048),
+        ("pairs", 5),
+        ("edge", 224),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     words = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        made = tiny_internvl2(Path(folder) / "m", vocab=words.vocabulary, image_size=EDGE, max_tiles=12, **MODEL)
+        made = tiny_internvl2(Path(folder) / "m", vocab=words.vocabulary, image_size=words.edge, max_tiles=12, **MODEL)
         family = InternVL2.open(made)
         net = weights.load(made, image_token_id=family.codec.context_id)
         net.set_attn_implementation("sdpa")
@@ -136,7 +143,7 @@ def main() -> None:
 
 
 def compare(family: InternVL2, net: Any, words: argparse.Namespace) -> None:
-    items = drawn(family, words.rows, words.vocabulary)
+    items = drawn(family, words.rows, words.vocabulary, words.edge)
     lengths, tiles = [len(item.ids) for item in items], [len(item.tiles) for item in items if item.tiles is not None]
     total = sum(item.weight for item in items)
     budget = packing.Budget(words.tokens)
@@ -178,7 +185,7 @@ def describe(
     sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in family.net.model.named_children()}
     head = family.net.lm_head.weight.numel() / 1e6
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread, fp32")
-    print(f"model {MODEL}, tiles of {EDGE} pixels, vocabulary {words.vocabulary}; millions of parameters: "
+    print(f"model {MODEL}, tiles of {words.edge} pixels, vocabulary {words.vocabulary}; millions of parameters: "
           + ", ".join(f"{name} {size:.1f}" for name, size in sizes.items()) + f", lm_head {head:.1f}")  # fmt: skip
     print(f"{words.rows} rows a step: {sum(lengths)} tokens ({min(lengths)} to {max(lengths)}), {sum(tiles)} tiles "
           f"({min(tiles)} to {max(tiles)}), {total:.0f} targets; padded by {words.batch}: {whole} positions, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_a_recipe_with_overrides(tmp_path: Path) -> None:
     recipe = tmp_path / "a.yaml"
     recipe.write_text("model: {path: m}\ntrain:\n  lr: 1e-4\n  checkpointing: false\n")
     run = load(recipe, ["train.steps=7", "device=npu:1", "data.path=[a.jsonl, b.jsonl]", "adapter.rank=4"])
-    assert (run.train.lr, run.train.steps, run.device) == (1e-4, 7, "npu:1")
+    assert (run.train.lr, run.train.steps, run.device.name) == (1e-4, 7, "npu:1")
     assert run.data.path == ["a.jsonl", "b.jsonl"]
     assert run.adapter is not None and run.adapter.rank == 4
     assert not run.train.checkpointing.language and not run.train.checkpointing.vision
@@ -115,3 +116,26 @@ def test_a_beat_is_steps_or_passes() -> None:
 def test_what_is_no_beat_is_one_sentence(value: str) -> None:
     with pytest.raises(ValueError, match=r"^previews.every = .*: give optimizer steps, such as 500, or passes .*\"$"):
         load({}, [f"previews.every={value}"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "typed"),
+    [
+        ({"device": "npu"}, ["device.fused=off"]),
+        ({"device": {"fused": False}}, ["device=npu"]),
+        ({}, ["device.fused=off", "device=npu"]),
+        ({"device": {"name": "cuda", "fused": True}}, ["device.name=npu", "device.fused=false"]),
+    ],
+)
+def test_a_device_is_a_word_or_a_section_in_any_order(recipe: dict[str, Any], typed: list[str], tmp_path: Path) -> None:
+    run = load(recipe, typed)
+    assert (run.device.name, run.device.fused, run.device.settings) == ("npu", False, {})
+    config.dump(run, tmp_path / "run.json")
+    assert load(tmp_path / "run.json") == run
+
+
+def test_settings_of_a_device_are_named_in_its_section() -> None:
+    run = load({"device": "npu"}, ["device.settings.TASK_QUEUE_ENABLE=2", "device.settings={ACLNN_CACHE_LIMIT: null}"])
+    assert run.device.settings == {"ACLNN_CACHE_LIMIT": None}
+    with pytest.raises(ValueError, match=r"unknown key device.fusde, did you mean device.fused\?"):
+        load({}, ["device.fusde=off"])

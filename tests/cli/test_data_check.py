@@ -149,7 +149,13 @@ def test_the_page_shows_problems_and_both_histograms_and_spares_a_run(anymix, ba
     assert "Content-Security-Policy" in page and "<script" not in page
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    assert "holds a run" in str(anymix(*words, tmp_path / "run").exception)
+    for folder, found in (
+        (tmp_path / "run", "holds a run"),
+        (bad, "is a file"),
+        (tmp_path / "a.html", "names a folder"),
+    ):
+        done = anymix(*words, folder)
+        assert found in str(done.exception) and not done.stdout  # before a row is looked at
 
 
 def test_how_long_a_pass_is_comes_from_a_number_or_a_run_and_from_nowhere_else(anymix, good, model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from anymix.families.common.attention import varlen_attention
 
 BORDERS = varlen.Borders([0, 5, 6, 30])
 CALLS: list[dict[str, Any]] = []
+TAKEN = {torch.float32, torch.bfloat16}
 
 
 def twin(
@@ -24,7 +26,7 @@ def twin(
     """What torch's documentation says of its kernel, in plain words: (T, H, D), causal for window_size=(-1, 0)."""
     assert query.dim() == 3 and cu_seq_q.dtype == torch.int32 and cu_seq_q is cu_seq_k and max_q == max_k
     assert window_size == (-1, 0) and cu_seq_q.diff().max() == max_q
-    CALLS.append({"cu": cu_seq_q, "gqa": enable_gqa})
+    CALLS.append({"cu": cu_seq_q, "gqa": enable_gqa, "type": query.dtype})
     out = torch.empty_like(query)
     for start, stop in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
         rows = [t[start:stop].transpose(0, 1) for t in (query, key, value)]
@@ -35,9 +37,13 @@ def twin(
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's twin, as if this were a card that has it."""
+    """The kernel's twin, as if this were a card whose torch has it."""
     CALLS.clear()
-    monkeypatch.setattr(varlen, "rung", lambda kind, dtype: (twin, "a twin"))
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", lambda name: SimpleNamespace(varlen_attn=twin))
+        kernel = varlen._varlen()
+    assert kernel is not None
+    monkeypatch.setattr(varlen, "rung", lambda kind, dtype, fused: (kernel if dtype in TAKEN else None, "a twin"))
 
 
 def rows(heads: int = 4, of_key: int = 2, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -81,6 +87,26 @@ def test_what_the_kernel_cannot_do_goes_sequence_by_sequence(options: dict[str, 
     assert len(CALLS) == 1
 
 
+@pytest.mark.usefixtures("card")
+def test_under_autocast_the_kernel_computes_in_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary tables in fp32 leave queries and keys in fp32 beside values in bf16, in every mixed-precision run."""
+    monkeypatch.setattr("device.test_varlen.TAKEN", {torch.bfloat16})
+    query, key, value = rows()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = varlen_attention(torch.nn.Module(), query, key, value.bfloat16(), None, anymix_cu=BORDERS)
+    assert [call["type"] for call in CALLS] == [torch.bfloat16] and out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert query.grad is not None and query.grad.dtype == torch.float32
+
+
+def test_without_fused_kernels_it_goes_one_by_one() -> None:
+    assert varlen.rung("npu", torch.bfloat16, False) == (None, "device.fused is off")
+    said = varlen.told(pick("cpu"), torch.float32)
+    assert said == "attention: sequence by sequence (torch has no other kernel on cpu)"
+    kernel, why = varlen.rung("npu", torch.float16)
+    assert kernel is not None and why == "npu_fusion_attention"
+
+
 def test_the_rung_of_a_device_is_told_with_its_reason() -> None:
     said = varlen.told(pick("cpu"), torch.float32)
     assert said == "attention: sequence by sequence (torch has no other kernel on cpu)"
@@ -97,13 +123,13 @@ def test_a_kernel_that_lacks_what_is_asked_is_not_taken(monkeypatch: pytest.Monk
             return query
 
     monkeypatch.setattr(importlib, "import_module", lambda name: Module)
-    assert varlen._kernel() is None
+    assert varlen._varlen() is None
 
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    assert varlen._kernel() is None
+    assert varlen._varlen() is None
 
 
 @pytest.mark.cuda

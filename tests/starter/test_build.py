@@ -20,7 +20,7 @@ from anymix.starter import films, pairs, score
 from anymix.starter.build import heritage, make, rows, train
 from anymix.starter.build.make import build
 from anymix.starter.build.muon import Optimiser, orthogonal
-from anymix.starter.build.patches import Heads, labels_of
+from anymix.starter.build.patches import FINE, Heads, Places, labels_of
 from anymix.starter.build.trainee import next_token
 from anymix.starter.canvas import COLOURS, SQUARE, THINGS, WIDE
 from anymix.starter.scenes import conversation, draw
@@ -108,7 +108,7 @@ def test_a_row_of_many_questions_is_so_many_rows_of_one(trainees, name):
         targets = sum(label != rows.IGNORE for label in row.labels)
         with torch.no_grad():
             tokens = trainee.see([trainee.cut(shown)])[1]
-            packed = next_token(trainee, rows.batch([row], trainee), tokens) * targets
+            packed = next_token(trainee, rows.batch([row], trainee), tokens)[0] * targets
             batches = [trainee.codec.collate([trainee.codec.encode(one)]) for one in conversations]
             single = sum(trainee.model.loss(batch) for batch in batches)
         assert targets == sum(batch.weight for batch in batches)
@@ -124,9 +124,9 @@ def test_padding_changes_nothing(trainees, name):
     ]
     cuts = [trainee.cut(picture) for picture in drawn]
     with torch.no_grad():
-        both = next_token(trainee, rows.batch(laid, trainee), trainee.see(cuts)[1])
+        both = next_token(trainee, rows.batch(laid, trainee), trainee.see(cuts)[1])[0]
         alone = [
-            next_token(trainee, rows.batch([r], trainee), trainee.see([cut])[1])
+            next_token(trainee, rows.batch([r], trainee), trainee.see([cut])[1])[0]
             for r, cut in zip(laid, cuts, strict=True)
         ]
     counts = [sum(label != rows.IGNORE for label in r.labels) for r in laid]
@@ -139,8 +139,11 @@ def test_patch_labels_name_what_lies_there(trainees, name):
     """The lower half of a chart's patches is bars on white; what lies on a patch is in the order of the tower."""
     trainee, picture = trainees(name), draw(4, {"chart": 1.0}, SQUARE)
     cut = trainee.cut(picture)
+    frames = trainee.frames
     named, ink, cover = labels_of([cut])
-    assert named.shape == ink.shape == (64,) and cover.shape == (64, 49)
+    assert named.shape == ink.shape == (64, frames) and cover.shape == (64, frames, 49)
+    assert all(torch.equal(labels[:, :1].expand_as(labels), labels) for labels in (named, ink, cover))
+    named, ink, cover = named[:, 0], ink[:, 0], cover[:, 0]
     assert set(named.unique().tolist()) == {0, THINGS.index("bar")}
     assert not cover[named == 0].any() and cover.float().mean() > 0.1
     assert len(trainee.features([cut])) == 64
@@ -149,14 +152,49 @@ def test_patch_labels_name_what_lies_there(trainees, name):
 
 
 def test_patches_of_qwen2_vl_and_their_labels_are_in_one_order(trainees):
-    """A patch is as dark as the part of the picture its labels say it shows."""
-    trainee, picture = trainees("qwen2_vl"), draw(12, {"scene": 1.0}, WIDE)
+    """A patch is in either frame as dark as the part of the picture its labels say it shows."""
+    trainee, picture, film = trainees("qwen2_vl"), draw(12, {"scene": 1.0}, WIDE), films.film(3, "growth", 4, WIDE)
+    for shown in (_marked(picture), replace(film, frames=tuple(map(_marked, film.frames)))):
+        cut = trainee.cut(shown)
+        colours = cut.pixels.view(cut.patches, 3, 2, 49).float()
+        luma = (colours * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+        assert (luma - torch.from_numpy(cut.things).view(-1, 2, 49).float()).abs().max() < 1.5
+    assert (luma[:, 0] - luma[:, 1]).abs().max() > 20  # it grows
+
+
+def _marked(picture):
     grey = np.asarray(picture.image.convert("L"))
-    marked = replace(picture, things=grey, inks=grey)
-    cut = trainee.cut(marked)
-    colours = cut.pixels.view(cut.patches, 3, 2, 49).float()
-    luma = (colours[:, :, 0] * torch.tensor([0.299, 0.587, 0.114])[:, None]).sum(1)
-    assert (luma - torch.from_numpy(cut.things).float()).abs().max() < 1.5
+    return replace(picture, things=grey, inks=grey)
+
+
+def test_places_of_qwen2_vl_are_those_of_its_tokens(trainees):
+    """What the codec turns a token's queries and keys by, and what training tells it of its place, rise together."""
+    trainee = trainees("qwen2_vl")
+    for shown, moments in ((draw(12, {"scene": 1.0}, WIDE), 1), (pairs.pair(5), 2), (films.film(7, length=8), 4)):
+        row, cut = rows.Layer(trainee).row(shown, shown.questions), trainee.cut(shown)
+        seen = torch.isin(torch.tensor(row.ids), torch.tensor(trainee.placeholders))
+        told, turned = cut.places, row.positions[:, seen].T
+        assert len(told) == len(turned) and told[:, 0].unique().tolist() == list(range(moments))
+        first = told[:, 0] == 0
+        for axis in (1, 2):
+            pairs_of = set(zip(told[first, axis].tolist(), turned[first, axis].tolist(), strict=True))
+            assert len(pairs_of) == len({a for a, _ in pairs_of}) == len({b for _, b in pairs_of}) > 1
+            assert told[:, axis].max() < FINE and sorted(pairs_of) == sorted(pairs_of, key=lambda pair: pair[1])
+
+
+def test_where_a_token_lies_can_be_told_from_states_that_say_it():
+    """The head's loss falls on states that hold the place, and names nothing in states that do not."""
+    places = torch.cartesian_prod(torch.arange(2), torch.arange(4) * 4, torch.arange(4) * 4)
+    states = torch.nn.functional.one_hot(places, 128).sum(1).float() + torch.nn.functional.one_hot(
+        places[:, 2] + 32, 128
+    )
+    head = Places(0)
+    optimiser = Optimiser([(head, 1.0)], 0.02, 0.02)
+    for _ in range(150):
+        loss, right = head(states, places)
+        optimiser.step(loss, 1.0)
+    assert right.float().mean() > 0.9
+    assert head(torch.ones_like(states), places)[1].float().mean() < 0.6
 
 
 def test_the_border_of_a_llava_canvas_is_black_and_nothing(trainees):
@@ -172,10 +210,11 @@ def test_the_border_of_a_llava_canvas_is_black_and_nothing(trainees):
 
 @pytest.mark.parametrize("name", EVERY[1:])
 def test_the_younger_begin_with_what_the_first_has_learned(trainees, name):
-    """Words and layers of the language model are those of the first starter."""
+    """Words and layers of the language model are those of the first starter. A word behind a space is spelt otherwise
+    in the vocabulary than in the text."""
     trainee, first = trainees(name), heritage.first()
     own, old = trainee.codec.words, first.codec.words
-    for text in ("colour", "red", "<|im_start|>"):
+    for text in ("colour", "red", "<|im_start|>", " cross", " left", "\n", " "):
         ids = own.encode(text), old.encode(text)
         mine, theirs = (
             w.net.get_input_embeddings().weight[i] for w, i in zip((trainee.model, first), ids, strict=True)
@@ -214,7 +253,8 @@ def test_rates_rise_and_fall():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_first_steps_lower_both_losses(tmp_path, name):
-    trainee, heads = make.MADE[name][0](tmp_path / "m", 0), Heads(0)
+    trainee = make.MADE[name][0](tmp_path / "m", 0)
+    heads = Heads(0, trainee.frames, trainee.placed)
     recipe, told = replace(make.MADE[name][1], first=12, second=8, warm=2), []
     train.stage_one(trainee, heads, recipe, 0, told.append)
     train.stage_two(trainee, heads, recipe, 0, told.append, looks=4)

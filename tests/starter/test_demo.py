@@ -171,7 +171,7 @@ def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_score_is_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = score.questions
-    monkeypatch.setattr(score, "questions", lambda each: {"background": real(1)["background"]})
+    monkeypatch.setattr(score, "questions", lambda each, seed: {"background": real(1, seed)["background"]})
     app(["demo", "--score", "--starter", "internvl2", "--device", "cpu"], standalone_mode=False)
     said = capsys.readouterr().out
     assert said.startswith("starter:internvl2\n") and "| background | 1 | 1 | 100.0 % |" in said

@@ -87,6 +87,17 @@ def test_test_pictures_come_before_any_training_picture():
     assert len(set(streams)) == 6 and min(np.diff(sorted(streams))) >= train.APART
 
 
+def test_the_younger_are_asked_what_was_never_shown_in_the_making_of_any():
+    """No question of another family's sheet, none of the first sheet's films and pairs."""
+    first, younger = score.sheet_for("internvl2", 2), score.sheet_for("qwen2_vl", 2)
+    assert set(first) < set(younger) and set(first) == set(score.sheet_for("llava_next", 2))
+    pixels = [{shown.image.tobytes() for kind in first for shown, _ in sheet[kind]} for sheet in (first, younger)]
+    assert not pixels[0] & pixels[1]
+    several = score.several(2)
+    numbers = [{shown.number for kind in several for shown, _ in sheet[kind]} for sheet in (several, younger)]
+    assert set(several) == set(younger) - set(first) and not numbers[0] & numbers[1]
+
+
 def test_the_sheet_is_the_same_every_time_and_full():
     one, two = score.questions(4), score.questions(4)
     assert [[(p.seed, q) for p, q in pairs] for pairs in one.values()] == [

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from anymix.adapters import elsewhere, files, loading, lora, reading
-from anymix.device import Device, pick
+from anymix.device import Device, fusing, pick
 from anymix.families import open_folder
 from anymix.families.common.folders import looks_like_id, resolve
 from anymix.families.common.shards import read_json
@@ -45,6 +45,15 @@ def open_family(
     Raises ValueError in one sentence for what cannot be opened whole, or an adapter that changes nothing.
     """
     picked = pick(str(device))
+    family = _opened(path, picked, dtype, base, options)
+    if told := fusing.fuse((family.net, *family.frozen.values()), picked):
+        log.info(told)
+    return family
+
+
+def _opened(
+    path: str | Path, picked: Device, dtype: torch.dtype | str | None, base: str | Path | None, options: dict[str, Any]
+) -> Family:
     kind = _dtype(dtype, picked)
     adapter = find_adapter(path)
     if adapter is not None:

@@ -131,6 +131,8 @@ def _of_rows(asked: Asked, codec: Any, said: dict[str, Any], as_json: bool) -> b
     rate = summary.rate_of(said["rate"]) if said["rate"] is not None else None
     if said["fix"] is not None and os.path.exists(said["fix"]):
         raise ValueError(f"{said['fix']} is there already, and --fix overwrites nothing; give another name")
+    if said["report"] is not None:
+        verdicts.refuse_page(said["report"])
     rows = conversations.read(asked.path, asked.root, image_column=asked.image_column)
     store = Store(default_folder()) if asked.cache else None
     with bar("rows", not as_json) as progress:

@@ -119,12 +119,20 @@ def time(seconds: float) -> str:
 
 
 def page(folder: Path, title: str, verdict: Verdict, found: Summary) -> Path:
-    """report.html in `folder`. Raises ValueError where a run's report stands there."""
+    """report.html in `folder`."""
     from anymix.train.report import checked
 
-    if (folder / "run.json").exists():
-        raise ValueError(f"{folder} holds a run, whose report stands there; give --report another folder")
     return checked.write(folder, title, lines(verdict, found), verdict, found)
 
 
-__all__ = ["histogram", "lines", "page", "tell", "tree"]
+def refuse_page(folder: Path) -> None:
+    """Raises ValueError, before anything is looked at, where no report.html can be written into `folder`."""
+    if folder.suffix == ".html":
+        raise ValueError(f"--report names a folder, into which report.html is written; give {folder.with_suffix('')}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give --report a folder, into which report.html is written")
+    if (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds a run, whose report stands there; give --report another folder")
+
+
+__all__ = ["histogram", "lines", "page", "refuse_page", "tell", "tree"]

@@ -24,11 +24,13 @@ def load(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequen
     nearest known one) or a value of the wrong type.
     """
     tree = dict(source) if isinstance(source, Mapping) else _read(source)
+    _name_device(tree)
     for override in overrides:
         key, eq, value = override.partition("=")
         if not eq or not key:
             raise ValueError(f"an override reads section.key=value, found {override!r}")
-        _place(tree, key.strip().split("."), _value(key, value))
+        path = key.strip().split(".")
+        _place(tree, ["device", "name"] if path == ["device"] else path, _value(key, value))
     _expand(tree)
     try:
         return Run.model_validate(tree)
@@ -90,6 +92,12 @@ def _place(tree: dict[str, Any], path: list[str], value: Any) -> None:
         tree[name] = child
         tree = child
     tree[path[-1]] = value
+
+
+def _name_device(tree: dict[str, Any]) -> None:
+    """`device: npu` means `device.name: npu`, and leaves the section to what is typed on top of it."""
+    if "device" in tree and not isinstance(tree["device"], Mapping):
+        tree["device"] = {"name": tree["device"]}
 
 
 def _expand(tree: dict[str, Any]) -> None:

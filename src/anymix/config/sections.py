@@ -240,6 +240,16 @@ class Train(Section):
     deterministic: bool = _key(False, "refuse operations whose result can differ from run to run")
 
 
+class Device(Section):
+    name: str = _key("auto", "auto, npu, npu:1, cuda, cuda:0 or cpu; `device: npu` says no more than this")
+    fused: bool = _key(
+        True, "kernels that do in one what a model does in several steps, where the device has them; off: to compare"
+    )
+    settings: dict[str, str | int | bool | None] = _key(
+        {}, "of an NPU, instead of what anymix sets (`anymix doctor` lists them); null leaves one as it is"
+    )
+
+
 class Run(Section):
     model: Model = Model()
     data: Data = Data()
@@ -255,7 +265,7 @@ class Run(Section):
     cache: Cache = Cache()
     previews: Previews = Previews()
     train: Train = Train()
-    device: str = _key("auto", "auto, npu, npu:1, cuda, cuda:0 or cpu")
+    device: Device = Device()
     nproc: Positive = _key(1, "processes on this machine, one per card")
     resume: str = _key(
         "auto", "auto (go on from the newest checkpoint in train.out), never (set that run aside), or a folder"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
 
-from anymix.device import faults
+from anymix.device import faults, ops
 from anymix.device.settings import Setting, export_defaults, set_options
 
 Kind = Literal["npu", "cuda", "cpu"]
@@ -37,16 +37,18 @@ class Device:
     capabilities: frozenset[Capability]
     reason: str
     settings: tuple[Setting, ...] = field(default=(), compare=False)
+    fused: bool = True  # kernels that do in one what takes several steps, where there are any (`ops`)
 
     def __str__(self) -> str:
         return str(self.handle)
 
 
-def pick(want: str = "auto", local_rank: int = 0) -> Device:
+def pick(want: str = "auto", local_rank: int = 0, fused: bool = True) -> Device:
     """The device for this process, made current, its settings applied.
 
-    `local_rank` chooses the card where `want` names none. Raises ValueError in one sentence: an unknown name,
-    a device that is missing (and why), a card number beyond those visible, one card for several processes.
+    `local_rank` chooses the card where `want` names none; `fused` False computes without fused kernels. Raises
+    ValueError in one sentence: an unknown name, a device that is missing (and why), a card number beyond those
+    visible, one card for several processes.
     """
     kind, index = _parse(want)
     missing: dict[str, str] = {}
@@ -55,7 +57,9 @@ def pick(want: str = "auto", local_rank: int = 0) -> Device:
         fault = MISSING[candidate]()
         if fault is None:
             why = "as asked" if kind else _passed_over(missing)
-            return _device(candidate, _card(candidate, want, index, local_rank), applied, why)
+            found = _device(candidate, _card(candidate, want, index, local_rank), applied, why)
+            ops.use(fused)
+            return found if fused else replace(found, fused=False, capabilities=found.capabilities - {"fused_adamw"})
         missing[candidate] = fault
     raise ValueError(f"device = {want} cannot be used: {missing[str(kind)]}")
 

@@ -104,7 +104,8 @@ def _on(run: Run, side: Side) -> Run:
     """The run as it would be on one side. Without the cache the VAE and text encoders are part of the step."""
     model = run.model.model_copy(update={"dtype": side.type})
     cache = run.cache.model_copy(update={"use": False})
-    return run.model_copy(update={"device": side.key, "model": model, "cache": cache, "nproc": 1})
+    device = run.device.model_copy(update={"name": side.key})
+    return run.model_copy(update={"device": device, "model": model, "cache": cache, "nproc": 1})
 
 
 def _quiet(ready: Prepared, taken: _Taken) -> None:

@@ -53,7 +53,7 @@ def asked(text: str) -> Side:
 
 def of(run: Run) -> Side:
     """What the recipe itself would compute on, and in."""
-    device = pick(run.device)
+    device = pick(run.device.name, fused=run.device.fused)
     return Side(device, compute_dtype(run.model.dtype, device))
 
 

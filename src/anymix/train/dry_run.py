@@ -49,7 +49,7 @@ def forecast(run: Run, say: Say = print) -> Forecast:
 
 
 def _forecast(run: Run, say: Say) -> Forecast:
-    device = pick(run.device)
+    device = pick(run.device.name, fused=run.device.fused)
     say(f"device: {device.reason}")
     ready = prepare(run, device, ranks.Ranks(), say, dry=True)
     mean = None if run.train.ema is None else Ema(ready.family.net, run.train.ema)

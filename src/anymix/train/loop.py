@@ -92,7 +92,7 @@ def train(
             f"nproc = {run.nproc} needs that many processes: use `anymix train` or torchrun, or set nproc=1"
         )
     early.check(run)
-    device = pick(run.device, ranks.here().local_rank)
+    device = pick(run.device.name, ranks.here().local_rank, run.device.fused)
     with ranks.session(device) as me:
         tell = say if me.is_main else _nothing
         tell(f"device: {device.reason}")

@@ -16,7 +16,7 @@ from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.data.packing import Packed
-from anymix.device import Device, grad_scaler, ranks, seed_everything, varlen
+from anymix.device import Device, fusing, grad_scaler, ranks, seed_everything, varlen
 from anymix.families.contract import Family, ImageFamily
 from anymix.objectives import flow
 from anymix.train import beats, freezing, gathering, optim, packs, pictures
@@ -92,6 +92,8 @@ def prepare(
         family.rest()
     family.net.to(device.handle)
     family.net.train()
+    if fused := fusing.fuse((family.net, *family.frozen.values()), device):
+        say(fused)
     _checkpoint_activations(run, family)
     split = Split(run.train.batch, run.train.accumulate, me.rank, me.world)
     steps = run.train.steps or split.steps(packed.packs if packed else len(found.rows), run.train.epochs)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -44,35 +43,13 @@ def varlen_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    out = None
     if isinstance(anymix_cu, Borders) and not dropout:
         banded = sliding_window is not None and anymix_cu.longest > sliding_window
         out = None if banded else varlen.fused(query, key, value, anymix_cu, scaling)
-        if out is not None:
-            return out, None
-    grouped = query.shape[1] != key.shape[1]
-    pieces = []
-    for start, stop in zip(anymix_cu, anymix_cu[1:], strict=False):
-        banded = sliding_window is not None and stop - start > sliding_window
-        pieces.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:stop],
-                key[:, :, start:stop],
-                value[:, :, start:stop],
-                attn_mask=_band(stop - start, sliding_window, query.device) if banded else None,
-                is_causal=not banded,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=grouped,
-            ).transpose(1, 2)
-        )
-    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return out.contiguous(), None
-
-
-def _band(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Causal, and no further back than `window` tokens (L, L)."""
-    full = torch.ones(length, length, dtype=torch.bool, device=device)
-    return full.tril() & full.triu(1 - (window or length))
+    if out is None:
+        out = varlen.one_by_one(query, key, value, anymix_cu, scaling, dropout, sliding_window)
+    return out, None
 
 
 def use(net: Any, text: str = "text_config", vision: str = "vision_config") -> None:

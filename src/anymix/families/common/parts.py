@@ -25,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from anymix.device import fusing
 from anymix.families.common import shards
 from anymix.families.common.shards import read_json
 
@@ -164,6 +165,7 @@ def build(part: Part, device: torch.device | str, dtype: torch.dtype | None) -> 
 
 def empty(part: Part) -> nn.Module:
     config = dict(part.config)
+    fusing.plain_diffusers()
     try:
         with torch.device("meta"):
             if part.kind in _DIFFUSERS:

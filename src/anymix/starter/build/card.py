@@ -76,9 +76,9 @@ FAMILIES = {
     ),
     "qwen2_vl": About(
         "A Qwen2-VL of {millions:.2f} million parameters with the tensor names it was released with, made for trying "
-        f"things\nout, teaching and tests. {SKILLS} It takes several pictures, and films of four to eight "
+        f"things\nout, teaching and tests. {SKILLS} It takes several pictures, and films of four to eight pictures "
         "(which way a shape goes, whether it grows, its colours, which of two moves or comes in, how often it is "
-        "seen), of which it has learned only part, as of where things are: see the table. "
+        "seen). "
         "Pictures keep their shape and have up to 6272 pixels; 14 x 14 of them are a token.",
         FURTHER,
         more=' "Of two" are\nquestions about two pictures at once, "film" those about films.',

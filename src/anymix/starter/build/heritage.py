@@ -32,6 +32,7 @@ def first() -> InternVL2:
 def language(net: Any, words: Words, source: InternVL2) -> None:
     """Give a net of the same shape the first starter's language model; entries are found by their text."""
     old, known = source.net, source.codec.words
+    entries = {known.piece(id): id for id in range(len(known))}
     with torch.no_grad():
         theirs = dict(old.model.language_model.named_parameters())
         for name, parameter in net.model.language_model.named_parameters():
@@ -42,7 +43,7 @@ def language(net: Any, words: Words, source: InternVL2) -> None:
         ):  # fmt: skip
             for id in range(len(table.weight)):
                 text = words.piece(id)
-                same = known.id_of(SAME_MARKS.get(text, text))
+                same = entries.get(SAME_MARKS.get(text, text))
                 if same is not None:
                     table.weight[id] = other.weight[same]
 

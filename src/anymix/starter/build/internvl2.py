@@ -51,6 +51,8 @@ def config(words: int) -> dict[str, Any]:
 class Trainee:
     """`trainee.Trainee` of this family."""
 
+    frames, placed = 1, False
+
     def __init__(self, folder: Path, seed: int) -> None:
         """Write config.json and the tokenizer into `folder`, and open a net with weights drawn from `seed` there."""
         folder.mkdir(parents=True, exist_ok=True)

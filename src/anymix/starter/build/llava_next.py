@@ -50,6 +50,8 @@ def config(words: int) -> dict[str, Any]:
 class Trainee:
     """`trainee.Trainee` of this family."""
 
+    frames, placed = 1, False
+
     def __init__(self, folder: Path, seed: int) -> None:
         """Write config.json and the tokenizer into `folder`, and open a net there: what the first starter knows, and
         new weights drawn from `seed` for the rest."""

@@ -17,10 +17,12 @@ FIRST = "internvl2"  # the others begin with what it has learned
 Open = Callable[[Path, int], Trainee]
 MADE: Mapping[str, tuple[Open, Recipe]] = {
     FIRST: (internvl2.Trainee, Recipe()),
-    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4000, resized=0.12, again=((1000, 0.6), (400, 0.5)))),
+    "llava_next": (llava_next.Trainee, Recipe(first=600, second=4800, resized=0.12, again=((1200, 0.6),))),
     "qwen2_vl": (
         qwen2_vl.Trainee,
-        Recipe(first=1200, second=2700, again=((500, 0.6),), bare=0.5, resized=0.15, films=(8, 3), paired=0.06),
+        Recipe(
+            first=1200, second=6500, again=((1200, 0.6),), bare=0.5, resized=0.15, films=(12, 2), filmed=2, paired=0.1
+        ),  # fmt: skip
     ),
 }
 
@@ -42,7 +44,8 @@ def build(
     recipe = recipe or usual
     out.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter(), time.process_time()
-    trainee, heads = opened(out, seed), Heads(seed)
+    trainee = opened(out, seed)
+    heads = Heads(seed, trainee.frames, trainee.placed)
     log = journal.open("x", encoding="utf-8")
 
     def tell(line: str) -> None:

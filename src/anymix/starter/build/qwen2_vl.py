@@ -25,15 +25,16 @@ from anymix.families.qwen2_vl.patches import Grid
 from anymix.families.qwen2_vl.settings import MEAN, STD
 from anymix.starter.build import heritage, tokenizer
 from anymix.starter.build.network import HEADS, LAYERS, PATCH, SHAPE, WIDTH, Edge, fill, write
+from anymix.starter.build.patches import FINE
 from anymix.starter.build.trainee import Cut, Shown
 from anymix.starter.canvas import EDGE, Map, Picture
 from anymix.starter.films import Film
 from anymix.starter.pairs import Pair
 
 MERGE, FRAMES = 2, 2
-# M-RoPE gives columns the slowest of its 16 waves. With 10,000, as for a head of 128, eight columns would turn them by
-# 0.03 radians and left be right; with this it is one radian.
-THETA = 30.0
+# M-RoPE gives columns the slowest of its 16 waves. With 10,000, as for a head of 128, four columns would turn the
+# fastest of those by 0.013 radians and left be right; with this by 1.7.
+THETA = 4.0
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "min_pixels": EDGE * EDGE,
     "max_pixels": 2 * EDGE * EDGE, "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": FRAMES,
@@ -68,6 +69,8 @@ def config(words: Any) -> dict[str, Any]:
 
 class Trainee:
     """`trainee.Trainee` of this family."""
+
+    frames, placed = FRAMES, True
 
     def __init__(self, folder: Path, seed: int) -> None:
         """Write the config, the tokenizer and what goes with them into `folder`, and open a net there: what the first
@@ -104,21 +107,23 @@ class Trainee:
         return self.net.model.language_model, self.net.lm_head, merger
 
     def cut(self, shown: Shown) -> Cut:
-        if isinstance(shown, Film):  # one patch is two frames: what lies on it has no one name
-            images = [frame.image for frame in shown.frames]
-            grid = self.codec.cut.video(*images[0].size, len(images))
-            return Cut(self.codec.cut.flatten(images, grid), grid.patches, None, None, [grid])
-        pictures = shown.pictures if isinstance(shown, Pair) else (shown,)
-        grids = [self.codec.cut.picture(*picture.image.size) for picture in pictures]
-        pairs = list(zip(pictures, grids, strict=True))
-        pixels = torch.cat([self.codec.cut.flatten([picture.image], grid) for picture, grid in pairs])
-        things = np.concatenate([_labels(picture.things, grid) for picture, grid in pairs])
-        inks = np.concatenate([_labels(picture.inks, grid) for picture, grid in pairs])
-        return Cut(pixels, len(pixels), things, inks, grids)
+        if isinstance(shown, Film):
+            size = shown.frames[0].image.size
+            strips: list[tuple[Picture, ...]] = [shown.frames]
+            grids = [self.codec.cut.video(*size, len(shown.frames))]
+        else:
+            strips = [(picture,) for picture in (shown.pictures if isinstance(shown, Pair) else (shown,))]
+            grids = [self.codec.cut.picture(*strip[0].image.size) for strip in strips]
+        pairs = list(zip(strips, grids, strict=True))
+        pixels = torch.cat([self.codec.cut.flatten([picture.image for picture in s], grid) for s, grid in pairs])
+        things = np.concatenate([_labels([picture.things for picture in s], grid) for s, grid in pairs])
+        inks = np.concatenate([_labels([picture.inks for picture in s], grid) for s, grid in pairs])
+        places = [_places(grid, order) for order, grid in enumerate(grids)]
+        return Cut(pixels, len(pixels), things, inks, grids, torch.cat(places))
 
-    def glimpse(self, picture: Picture, rng: Random) -> Cut:
+    def glimpse(self, shown: Shown, rng: Random) -> Cut:
         """All of it: it is not cut into tiles."""
-        return self.cut(picture)
+        return self.cut(shown)
 
     def features(self, cuts: Sequence[Cut]) -> Tensor:
         return self.see(cuts)[0]
@@ -148,13 +153,22 @@ class Trainee:
         self.model.save(folder, "original", torch.bfloat16)
 
 
-def _labels(labels: Map, grid: Grid) -> Map:
-    """(P, 49) of a picture's label map, in the tower's order."""
+def _labels(frames: Sequence[Map], grid: Grid) -> Map:
+    """(P, 2 * 49) of the label maps of frames, in the tower's order; a picture is two frames alike."""
     size = grid.w * PATCH, grid.h * PATCH
-    small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    blocks = small.reshape(grid.h // MERGE, MERGE, PATCH, grid.w // MERGE, MERGE, PATCH)
-    parts: Map = blocks.transpose(0, 3, 1, 4, 2, 5).reshape(-1, PATCH * PATCH)
+    small = [np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)) for labels in frames]
+    small += [small[-1]] * (grid.t * FRAMES - len(small))
+    blocks = np.stack(small).reshape(grid.t, FRAMES, grid.h // MERGE, MERGE, PATCH, grid.w // MERGE, MERGE, PATCH)
+    parts: Map = blocks.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, FRAMES * PATCH * PATCH)
     return parts
+
+
+def _places(grid: Grid, order: int) -> Tensor:
+    """(K, 3) of a picture's or a film's tokens: which picture or moment, which sixteenths of its height and width."""
+    high, wide = grid.h // MERGE, grid.w // MERGE
+    moments = order + torch.arange(grid.t)
+    rows, columns = (torch.arange(n) * FINE // n for n in (high, wide))
+    return torch.cartesian_prod(moments, rows, columns)
 
 
 def _see_as(tower: Any, source: InternVL2) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from anymix.starter import films, pairs
 from anymix.starter.build import rows
 from anymix.starter.build.muon import Optimiser
-from anymix.starter.build.patches import Heads, labelled, labels_of
+from anymix.starter.build.patches import Heads, labels_of
 from anymix.starter.build.trainee import Shown, Trainee, next_token
 from anymix.starter.canvas import SQUARE, Picture
 from anymix.starter.scenes import SKILLS, draw
@@ -43,6 +44,7 @@ class Recipe:
     patch_loss: tuple[float, float] = (0.5, 0.1)  # weight of the patch labels in stage two, from start to end
     warm: int = 50  # steps the rates rise
     films: tuple[int, int] = (0, 0)  # a batch of so many films behind every so many of pictures
+    filmed: int = 0  # films a step of stage one, beside its pictures
     paired: float = 0.0  # share of pictures that come in pairs instead
     again: tuple[tuple[int, float], ...] = ()  # stage two once more, on words alone: steps, share of its rates
     bare: float = 0.0  # share of rows that are then laid as parts of a message follow each other (`rows.Layer.row`)
@@ -72,15 +74,16 @@ def rate(step: int, steps: int, warm: int, floor: float) -> float:
 
 
 def stage_one(trainee: Trainee, heads: Heads, recipe: Recipe, seed: int, tell: Tell = lambda line: None) -> None:
-    """The vision tower on patch labels, one tile of every picture."""
+    """The vision tower on patch labels, one tile of every picture, and some films."""
     tower = trainee.tower
     optimiser = Optimiser([(tower, 1.0), (heads, 1.0)], recipe.matrices[0], recipe.others)
-    stream, rng = pictures(seed, 0, FIRST), random.Random(seed)
+    stream, screened, rng = pictures(seed, 0, FIRST), _films(seed, LATER // 2), random.Random(seed)
     tower.train()
     began, losses, right = time.process_time(), [], []
     for step in range(recipe.first):
-        shown = (resized(next(stream), recipe, rng) for _ in range(recipe.pictures[0]))
-        cuts = [trainee.glimpse(picture, rng) for picture in shown]
+        shown: list[Shown] = [resized(next(stream), recipe, rng) for _ in range(recipe.pictures[0])]
+        shown += itertools.islice(screened, recipe.filmed)
+        cuts = [trainee.glimpse(one, rng) for one in shown]
         labels = labels_of(cuts)
         loss, hits = heads(trainee.features(cuts), labels)
         optimiser.step(loss, rate(step, recipe.first, recipe.warm, 0.1))
@@ -194,15 +197,16 @@ def _of_pictures(
 
 
 def both_losses(trainee: Trainee, heads: Heads, drawn: list[tuple[Shown, rows.Row]]) -> tuple[Tensor, Tensor]:
-    """Mean next-token loss over the answers, and the patch loss of the same pictures; films have none."""
+    """Mean next-token loss over the answers, and the loss of what lies on the patches, and where."""
     cuts = [trainee.cut(shown) for shown, _ in drawn]
     tensors = rows.batch([row for _, row in drawn], trainee)
     features, tokens = trainee.see(cuts)
-    known = labelled(cuts)
-    words = next_token(trainee, tensors, tokens)
-    if not known.any():
-        return words, words.new_zeros(())
-    return words, heads(features if known.all() else features[known], labels_of(cuts))[0]
+    words, states = next_token(trainee, tensors, tokens)
+    seen, _ = heads(features, labels_of(cuts))
+    if heads.places is not None:
+        where, _ = heads.places(states, torch.cat([cut.places for cut in cuts if cut.places is not None]))
+        seen = seen + where
+    return words, seen
 
 
 def _mean(values: list[float], last: int = 100) -> float:

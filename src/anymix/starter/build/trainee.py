@@ -29,13 +29,14 @@ Shown = Picture | Film | Pair
 
 @dataclass(frozen=True)
 class Cut:
-    """What is shown, as a tower gets it. Maps are (P, 49) uint8, or None where nothing is known of its pixels."""
+    """What is shown, as a tower gets it. Maps are (P, F * 49) uint8, for patches of F frames."""
 
     pixels: Tensor
     patches: int
-    things: Map | None
-    inks: Map | None
+    things: Map
+    inks: Map
     layout: Any = None  # what else the family keeps of it
+    places: Tensor | None = None  # (K, 3) where each of its tokens lies (`patches.Places`), where that is to be learned
 
 
 class Trainee(Protocol):
@@ -43,6 +44,8 @@ class Trainee(Protocol):
 
     model: Any  # the family itself: net, codec, folder
     codec: Any
+    frames: int  # of a patch
+    placed: bool  # cuts say where their tokens lie
 
     @property
     def tower(self) -> nn.Module:
@@ -58,8 +61,8 @@ class Trainee(Protocol):
         """A `Shown` as the codec cuts it; a film or a pair only where the family's recipe has some."""
         ...
 
-    def glimpse(self, picture: Picture, rng: Random) -> Cut:
-        """As much of a picture as stage one shows."""
+    def glimpse(self, shown: Any, rng: Random) -> Cut:
+        """As much of it as stage one shows."""
         ...
 
     def features(self, cuts: Sequence[Cut]) -> Tensor:
@@ -90,20 +93,22 @@ def positions_of(item: Any) -> Tensor:
     return torch.arange(len(item.ids))[None] if places is None else places
 
 
-def next_token(trainee: Trainee, tensors: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """Mean next-token loss over the answers of a batch of rows (`rows.batch`)."""
+def next_token(trainee: Trainee, tensors: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean next-token loss over the answers of a batch of rows (`rows.batch`), and what the last layer is given at the
+    tokens of pictures (K, W)."""
     net, ids = trainee.model.net, tensors["ids"]
     embeds = net.get_input_embeddings()(ids.clamp(min=0))
     places = tensors["seen"].flatten().nonzero().flatten()
     embeds = embeds.flatten(0, 1).index_copy(0, places, tokens).unflatten(0, ids.shape)
     positions = tensors["positions"]
-    hidden = net.model.language_model(
+    states = net.model.language_model(
         inputs_embeds=embeds,
         attention_mask=tensors["mask"],
         position_ids=positions[0] if len(positions) == 1 else positions,
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=True,
+    ).hidden_states
     following = tensors["labels"][:, 1:]  # behind the picture the first of a question is no target, so none leaks over
     spoken = following != IGNORE
-    loss: Tensor = F.cross_entropy(net.lm_head(hidden[:, :-1][spoken]), following[spoken])
-    return loss
+    loss: Tensor = F.cross_entropy(net.lm_head(states[-1][:, :-1][spoken]), following[spoken])
+    return loss, states[-2].flatten(0, 1)[places]
