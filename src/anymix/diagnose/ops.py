@@ -102,7 +102,7 @@ def _small(run: Run, folder: Path) -> Run:
             "data": run.data.model_copy(update=data),
             "train": run.train.model_copy(update=train | {"patience": None}),
             "cache": run.cache.model_copy(update={"path": str(folder / "cache")}),
-            "device": "cpu",
+            "device": run.device.model_copy(update={"name": "cpu"}),
             "nproc": 1,
         }
     )

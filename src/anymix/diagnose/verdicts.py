@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+from anymix.device import ops
 from anymix.device.record import Place, Recorder, Seen
 
 Verdict = Literal["native", "composite", "cpu fallback", "unsupported", "unknown"]
@@ -148,7 +149,18 @@ def _operations(recorder: Recorder, names: Names, table: Table) -> tuple[Operati
         verdict = _verdict(seen.path, table, opened)
         if verdict is not None:
             groups.setdefault((seen.path[-1], verdict), []).append(seen)
-    return tuple(_operation(name, verdict, seens, names) for (name, verdict), seens in sorted(groups.items()))
+    found = [_operation(name, verdict, seens, names) for (name, verdict), seens in sorted(groups.items())]
+    return (*found, *_fused(table))
+
+
+def _fused(table: Table) -> Iterator[Operation]:
+    """The plugin's own kernels that stand in for several of these (`device.ops`); here their plain twins were run."""
+    for kernel in ops.KERNELS.values():
+        name = f"npu::{kernel.name}"
+        if kernel.arguments:  # one of torch's own is recorded as any
+            kind = table.kind(name)
+            verdict: Verdict = "native" if kind == "native" else "unsupported" if kind else "unknown"
+            yield Operation(name, verdict, 0, (), ("device.fused",), f"instead of {kernel.what}")
 
 
 def _verdict(path: tuple[str, ...], table: Table, opened: set[tuple[str, ...]]) -> Verdict | None:
