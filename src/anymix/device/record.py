@@ -50,6 +50,7 @@ SYNCS = {
     "aten::unique_consecutive", "aten::bincount", "aten::equal",
 }  # fmt: skip
 IMPLICIT = "CompositeImplicitAutograd"
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _INDEXING = ("aten::index.Tensor", "aten::index_put", "aten::_index_put_impl_")
 
 
@@ -99,6 +100,7 @@ class Recorder(TorchDispatchMode):
         self.placing = Placing(self._waits)
         self._opened, self._whole = opened, frozenset(whole)
         self._path: list[str] = []
+        self._wide_inside: list[str] = []
         self._stack: list[nn.Module] = []
         self._made_in: dict[int, int] = {}  # autograd's sequence number -> id of the module
         self._thread = threading.get_ident()
@@ -156,10 +158,19 @@ class Recorder(TorchDispatchMode):
         if on_card:
             made = list(tensors_of(out))
             self.placing.hold(made)
-            if not silent and any(t.dtype == torch.float64 and t.dim() for t in made):
-                key = self._place(), name
-                self.wide[key] = self.wide.get(key, 0) + 1
+            self._widened(name, any(t.dtype == torch.float64 and t.dim() for t in made))
         return out
+
+    def _widened(self, name: str, wide: bool) -> None:
+        """Note what makes float64: the operation that was called, or those inside whose result it narrows again."""
+        if wide:
+            self._wide_inside.append(name)
+        if self._path:
+            return
+        for each in [name] if wide else self._wide_inside:
+            key = self._place(), each
+            self.wide[key] = self.wide.get(key, 0) + 1
+        self._wide_inside = []
 
     def _note(self, name: str, args: Any, given: list[Tensor]) -> None:
         place = self._place()
@@ -169,8 +180,9 @@ class Recorder(TorchDispatchMode):
             path = (*self._path, known)
             found = self.seen.setdefault((at, path), Seen(path, at))
             found.count += 1
-            found.kinds |= {f"{_short(t.dtype)} {t.dim()}-d" for t in given}
-        if name in SYNCS or (name.startswith(_INDEXING) and _by_mask(args[1])):
+            found.kinds |= {f"{_SHORT.get(t.dtype) or str(t.dtype)[6:]} {t.dim()}-d" for t in given}
+        waits = name in SYNCS or (name.startswith(_INDEXING) and _by_mask(args[1]))
+        if waits and not any(outer in SYNCS or outer.startswith(_INDEXING) for outer in self._path):
             self._waits(name.partition("::")[2])
 
     def _waits(self, how: str) -> None:
@@ -223,10 +235,6 @@ def _has(name: str, key: str) -> bool:
 
 def _by_mask(indices: Any) -> bool:
     return any(t.dtype in (torch.bool, torch.uint8) for t in tensors_of(indices))
-
-
-def _short(dtype: torch.dtype) -> str:
-    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(name := str(dtype)[6:], name)
 
 
 @contextmanager

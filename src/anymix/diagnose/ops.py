@@ -11,10 +11,10 @@ greedy and drawn, or a picture with guidance, from noise and from a picture; the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -38,7 +38,9 @@ from anymix.train.ema import Ema
 from anymix.train.prepare import Prepared, prepare
 
 Say = Callable[[str], None]
-AT_ONCE = 4  # micro-batches of the step at most, and rows of one at most two
+Part = Literal["training", "generation"]
+KINDS = 4  # micro-batches of rows that talk: so many kinds of them are drawn
+AT_ONCE = 2  # micro-batches of the step otherwise, and rows of one, at most
 EDGE = 256  # pixels of a picture, at most: operations are the same, and a CPU is to be done with it
 STEPS = 3  # of every scheduler: the ways that look back have looked back by then
 SAMPLED = Sampling(max_new_tokens=3, min_new_tokens=3, temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=1)
@@ -54,7 +56,7 @@ class Recording:
     notes: tuple[str, ...]
 
 
-def audit(run: Run, tables: Sequence[Table], say: Say = print) -> Report:
+def audit(run: Run, tables: Sequence[Table], say: Say) -> Report:
     """Record a recipe once and judge it by every table. Raises ValueError in one sentence for what is wrong with it."""
     return judge(record(run, tables, say), tables)
 
@@ -64,8 +66,8 @@ def judge(recording: Recording, tables: Sequence[Table]) -> Report:
     return judged(recording.recorder, recording.names, tables, recording.notes)
 
 
-def record(run: Run, tables: Sequence[Table], say: Say = print) -> Recording:
-    """Run a step and a generation on the host. Nothing is written where the run would write."""
+def record(run: Run, tables: Sequence[Table], say: Say, parts: Collection[Part] = get_args(Part)) -> Recording:
+    """Run a step and a generation, or one of them, on the host. Nothing is written where the run would write."""
     if ranks.here().world > 1:
         raise ValueError("anymix diagnose looks at one process, found several; start it without torchrun")
     with tempfile.TemporaryDirectory(prefix="anymix-ops-") as folder:
@@ -78,19 +80,19 @@ def record(run: Run, tables: Sequence[Table], say: Say = print) -> Recording:
         cold = small.model_copy(update={"cache": small.cache.model_copy(update={"use": False})})
         ready = prepare(cold, device, ranks.Ranks(), lambda _: None, dry=True)
         recorder = Recorder(*told_apart(tables))
-        say("one step of training")
         recorder.placing.hold([*ready.family.net.parameters(), *ready.family.net.buffers()])
-        _train(small, ready, recorder)
-        say("one generation")
-        _generate(ready, recorder)
+        for part, take in (("training", _train), ("generation", _generate)):
+            if part in parts:
+                say(f"one {'step of ' * (part == 'training')}{part}")
+                take(small, ready, recorder)
         return Recording(recorder, _names(ready.family, recorder), tuple(notes))
 
 
 def _small(run: Run, folder: Path) -> Run:
     """The run on the host: its own settings, a few rows at once, as precise as a 910B takes `auto`."""
-    train = {"batch": min(run.train.batch, 2), "accumulate": min(run.train.accumulate, AT_ONCE), "out": str(folder / "out")}
+    train = {"batch": min(run.train.batch, AT_ONCE), "accumulate": min(run.train.accumulate, AT_ONCE), "out": str(folder / "out")}
     if run.data.path == str(folder / "rows.jsonl"):
-        train |= {"batch": 1, "accumulate": AT_ONCE}  # every kind of row there is
+        train |= {"batch": 1, "accumulate": KINDS}  # every kind of row there is
     if run.packing is not None:
         train |= {"batch": 1, "accumulate": 1}
     dtype = "bf16" if run.model.dtype == "auto" else run.model.dtype
@@ -143,7 +145,7 @@ def _batches(ready: Prepared) -> list[Batch]:
 # ----------------------------------------------------------------------------------------------------- generation
 
 
-def _generate(ready: Prepared, recorder: Recorder) -> None:
+def _generate(run: Run, ready: Prepared, recorder: Recorder) -> None:
     family, stepper = ready.family, ready.stepper
     family.net.eval()
     if isinstance(family, ChatFamily):
@@ -160,7 +162,7 @@ def _generate(ready: Prepared, recorder: Recorder) -> None:
 def _questions(ready: Prepared) -> list[Conversation]:
     """Rows without their last answer: different lengths, so that some are padded."""
     rows: Any = ready.rows
-    some = [rows[n] for n in range(min(AT_ONCE, len(rows)))]
+    some = [rows[n] for n in range(min(KINDS, len(rows)))]
     return [Conversation(row.turns[:-1], row.key) for row in some]
 
 
