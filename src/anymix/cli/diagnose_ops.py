@@ -20,12 +20,11 @@ COLUMNS = ("native", "composite", "cpu fallback", "unsupported", "unknown")
 
 def look(run: Run, version: str) -> Report:
     """Record and judge a recipe by one table, or by all."""
-    from anymix.device import optables
+    from anymix.diagnose import tables
     from anymix.diagnose.ops import audit
 
-    names = optables.versions() if version == "all" else [version]
-    tables = [optables.load(name) for name in names]
-    return audit(run, tables, say=lambda text: typer.echo(text, err=True))
+    names = tables.versions() if version == "all" else [version]
+    return audit(run, [tables.load(name) for name in names], say=lambda text: typer.echo(text, err=True))
 
 
 def show(report: Report, every: bool) -> None:
@@ -55,7 +54,9 @@ def _operations(report: Report, every: bool, console: object) -> None:
     shown = COLUMNS if every else ("cpu fallback", "unsupported", "unknown")
     found: dict[tuple[str, str], list[str]] = {}
     for judged in report.tables:
-        for each in judged.of(*shown):
+        for each in judged.operations:
+            if each.verdict not in shown and not each.may_fall_back:
+                continue
             found.setdefault((each.name, each.verdict), []).append(judged.version)
     if not found:
         return
@@ -64,6 +65,7 @@ def _operations(report: Report, every: bool, console: object) -> None:
         each = next(op for judged in report.tables for op in judged.of(verdict) if op.name == name)
         among = "all" if len(versions) == len(report.tables) else " ".join(versions)
         first = f"{each.first}, through {each.called}" if each.called else each.first
+        verdict += ", may fall back" * each.may_fall_back
         table.add_row(name, verdict, str(each.count), ", ".join(each.kinds), first, "; ".join(each.phases), among)
     typer.echo("")
     console.print(table)  # type: ignore[attr-defined]

@@ -23,8 +23,11 @@ from anymix.device.record import Place, Recorder, Seen
 
 Verdict = Literal["native", "composite", "cpu fallback", "unsupported", "unknown"]
 Names = Mapping[int, tuple[str, str]]  # id of a module -> its name, its class
+VERDICTS: Mapping[str | None, Verdict] = {
+    "native": "native", "composite": "composite", "fallback": "cpu fallback", "unsupported": "unsupported",
+    None: "unknown",
+}  # fmt: skip
 BAD = ("cpu fallback", "unsupported")
-# Operations whose result is read on the host by what called them, whatever the kernel.
 OUTSIDE = "outside the net"
 
 
@@ -36,7 +39,11 @@ class Table(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
     def kind(self, op: str) -> str | None:
-        """native | composite | fallback | none of an operation by its full name; None where it is not known."""
+        """native | composite | fallback | unsupported of an operation by its full name; None where it is not known."""
+        ...
+
+    def may_fall_back(self, op: str) -> bool:
+        """Whether its native kernel copies to the host in some cases."""
         ...
 
 
@@ -51,6 +58,7 @@ class Operation:
     phases: tuple[str, ...]
     first: str  # the module that called it first, and its class
     called: str = ""  # the composite operation it is a part of, if any
+    may_fall_back: bool = False  # a native kernel that copies to the host in some cases
 
     def __str__(self) -> str:
         inside = f", called by {self.called}" if self.called else ""
@@ -149,7 +157,7 @@ def _operations(recorder: Recorder, names: Names, table: Table) -> tuple[Operati
         verdict = _verdict(seen.path, table, opened)
         if verdict is not None:
             groups.setdefault((seen.path[-1], verdict), []).append(seen)
-    found = [_operation(name, verdict, seens, names) for (name, verdict), seens in sorted(groups.items())]
+    found = [_operation(name, verdict, seens, names, table) for (name, verdict), seens in sorted(groups.items())]
     return (*found, *_fused(table))
 
 
@@ -166,16 +174,14 @@ def _fused(table: Table) -> Iterator[Operation]:
 def _verdict(path: tuple[str, ...], table: Table, opened: set[tuple[str, ...]]) -> Verdict | None:
     """Of the last of a path; None where one before it decides, or it is only taken apart into those after it."""
     *before, last = (table.kind(op) for op in path)
-    if any(kind in ("native", "fallback") for kind in before):
+    if any(kind not in ("composite", None) for kind in before):
         return None
     if last in ("composite", None) and path in opened:
         return None
-    return {"native": "native", "composite": "composite", "fallback": "cpu fallback", "none": "unsupported"}.get(
-        last or "", "unknown"
-    )  # type: ignore[return-value]
+    return VERDICTS[last]
 
 
-def _operation(name: str, verdict: Verdict, seens: Sequence[Seen], names: Names) -> Operation:
+def _operation(name: str, verdict: Verdict, seens: Sequence[Seen], names: Names, table: Table) -> Operation:
     first = seens[0]
     return Operation(
         name,
@@ -185,6 +191,7 @@ def _operation(name: str, verdict: Verdict, seens: Sequence[Seen], names: Names)
         tuple(dict.fromkeys(_phase(seen.place) for seen in seens)),
         _where(first.place, names),
         first.path[0] if len(first.path) > 1 else "",
+        verdict == "native" and table.may_fall_back(name),
     )
 
 
