@@ -58,8 +58,10 @@ def test_an_operation_is_named_with_its_module_forward_and_backward() -> None:
     seen = stepped(net)
     assert module_of(seen, "aten::special_i0e", False) == {"Net"}
     assert module_of(seen, "aten::special_i1e", True) == {"Net"}  # its derivative
-    assert module_of(seen, "aten::native_layer_norm", False) == {"LayerNorm"} == module_of(
-        seen, "aten::native_layer_norm_backward", True
+    assert (
+        module_of(seen, "aten::native_layer_norm", False)
+        == {"LayerNorm"}
+        == module_of(seen, "aten::native_layer_norm_backward", True)
     )
     assert "Linear" in module_of(seen, "aten::addmm", False)
 
@@ -149,7 +151,9 @@ def test_work_on_the_host_is_not_counted() -> None:
 
     seen = recorded(work)
     assert [s.how for s in seen.syncs.values()] == [".cpu()"]
-    assert names(seen) == {"aten::zeros"} | {name for name in names(seen) if len(name) and "zero" in name or "empty" in name}
+    assert names(seen) == {"aten::zeros"} | {
+        name for name in names(seen) if len(name) and "zero" in name or "empty" in name
+    }
 
 
 def test_what_came_back_to_the_host_stays_there() -> None:

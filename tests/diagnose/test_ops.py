@@ -93,7 +93,7 @@ def test_a_planted_wait_and_a_planted_float64_are_named_with_their_module(plante
     assert [(wait.how, wait.phase) for wait in mine] == [("_local_scalar_dense", "training")] and mine[0].count == 1
     assert all("test_ops.py:" in wait.line for wait in mine)
     assert {wide.module for wide in report.wide} == {LAYER}
-    assert {"aten::_to_copy", "aten::mul.Tensor"} <= {wide.name for wide in report.wide}
+    assert "aten::mul.Tensor" in {wide.name for wide in report.wide}
 
 
 def test_one_recording_is_judged_by_every_table(recipe: Any) -> None:
@@ -177,14 +177,20 @@ def test_an_exception_is_still_one() -> None:
 @pytest.mark.parametrize(
     ("starter", "how"),
     [
-        ("internvl2", ["train.optimizer=adafactor"]),
+        ("internvl2", ["train.optimizer=adafactor", "packing=true", "model.dtype=fp16"]),
         ("internvl2", ["train.optimizer=sgd", "train.optimizer_args={momentum: 0.9}", "train.ema=0.99"]),
-        ("internvl2", ["packing=true", "model.dtype=fp16"]),
-        ("internvl2", ["adapter.dora=true"]),
-        ("qwen2_vl", ["packing=true"]),
+        ("llava_next", ["adapter.dora=true"]),
         ("sdxl", ["adapter.kind=loha", "objective.snr_gamma=5", "objective.noise_offset=0.05", "cache.use=false"]),
         ("sd15", ["adapter.kind=lokr", "objective.prediction=v", "objective.zero_terminal_snr=true"]),
-        ("sd3", ["adapter.parts=[denoiser, text]", "objective.weighting=cosmap", "objective.density=mode"]),
+        (
+            "sd3",
+            [
+                "adapter.parts=[denoiser, text]",
+                "data.buckets=false",
+                "objective.weighting=cosmap",
+                "objective.density=mode",
+            ],
+        ),
     ],
 )
 def test_other_settings_have_kernels_too(recipe: Any, starter: str, how: list[str]) -> None:

@@ -60,7 +60,9 @@ def _operations(report: Report, every: bool, console: object) -> None:
             found.setdefault((each.name, each.verdict), []).append(judged.version)
     if not found:
         return
-    table = Table("operation", "verdict", "times", "types", "called first by", "in", "torch_npu", box=None, pad_edge=False)
+    table = Table(
+        "operation", "verdict", "times", "types", "called first by", "in", "torch_npu", box=None, pad_edge=False
+    )
     for (name, verdict), versions in found.items():
         each = next(op for judged in report.tables for op in judged.of(verdict) if op.name == name)
         among = "all" if len(versions) == len(report.tables) else " ".join(versions)

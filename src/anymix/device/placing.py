@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing import reductions
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -26,10 +26,12 @@ from anymix.device.choose import Device
 # These take tensors of two places: an index or a source may lie on the host.
 MIXED = ("aten::index", "aten::_index_put", "aten::copy_", "aten::_copy_from")
 TO_HOST = ("tolist", "numpy", "__array__", "cpu")
-DEVICE_OF = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+DEVICE_OF = torch.Tensor.device.__get__
+_weak: Any = reductions.StorageWeakRef
 CARD = torch.device("cpu", 0)  # tensors themselves say plain cpu: so code that hands a device on can be followed
 # torch's own code for lists of tensors asks C++ for their device, which knows nothing of the card; it moves within it.
 LISTS = ("torch/optim/", "torch/nn/utils/", "torch/amp/")
+CHECKS = ("torch/utils/checkpoint.py",)
 MODULES = ("torch/nn/modules/module.py",)
 TORCH = str(Path(torch.__file__).parent)
 
@@ -44,7 +46,7 @@ class Placing(TorchFunctionMode):
 
     def __init__(self, waits: Callable[[str], None]) -> None:
         super().__init__()
-        self._held: dict[int, StorageWeakRef] = {}  # a weak reference keeps an address from being used again
+        self._held: dict[int, Any] = {}  # a weak reference keeps an address from being used again
         self._waits = waits
         self._making = 0
 
@@ -57,7 +59,7 @@ class Placing(TorchFunctionMode):
         for tensor in tensors:
             address = _address(tensor)
             if address and address not in self._held:
-                self._held[address] = StorageWeakRef(tensor.untyped_storage())
+                self._held[address] = _weak(tensor.untyped_storage())
 
     def meet(self, name: str, tensors: list[Tensor]) -> bool:
         """Whether an operation on these runs on the card; they are all there then."""
@@ -72,7 +74,9 @@ class Placing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if func == DEVICE_OF:
-            return CARD if self.has(args[0]) else func(*args, **kwargs)
+            # what checkpointing notes of a tensor is compared later, where tensors may have other storages
+            known = self.has(args[0]) and not _asked_by(CHECKS)
+            return CARD if known else func(*args, **kwargs)
         if name in TO_HOST and args and isinstance(args[0], Tensor) and self.has(args[0]):
             return self._back(name, func, args, kwargs)
         if name == "to":

@@ -7,8 +7,8 @@ waits for the device.
 What the host runs is not what a card runs, and four things make up for it:
 
 - Composite operations are opened while they run, with `torch.library` above autograd and with a dispatch mode below
-  it. `Seen.path` is the whole way, so that a table decides where on it a card stops: at `matmul`, if it has a kernel for
-  that, or at the `bmm` inside. torch decides so too, by the order of its dispatch table (docs of torch.library).
+  it. `Seen.path` is the whole way, so that a table decides where on it a card stops: at `matmul`, if it has a kernel
+  for that, or at the `bmm` inside. torch decides so too, by the order of its dispatch table (docs of torch.library).
 - Which tensors would be on the card is followed from the parameters of modules, what `.to(device)` and `device=` make,
   and every operation they meet in. Work on the host, such as that of schedulers, is not counted.
 - `STANDS_FOR` names what a card runs where torch has a path for CPUs alone.
@@ -86,12 +86,12 @@ class Sync:
 Kernel = Any  # torch._C.DispatchKey
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what runs within it. `opened`: composite operations a device may have kernels of its own for;
     `whole`: operations that are not looked into, since every device in question has a kernel for them."""
 
     def __init__(self, opened: Collection[str] = (), whole: Collection[str] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: dict[tuple[Place, tuple[str, ...]], Seen] = {}
         self.syncs: dict[tuple[Place, str, str], Sync] = {}
         self.wide: dict[tuple[Place, str], int] = {}  # float64 tensors of at least one dimension, by operation
@@ -203,7 +203,7 @@ class Recorder(TorchDispatchMode):
             return Place(self.phase, self._made_in.get(node._sequence_nr(), 0), True)
         module = self.modules[self._stack[-1]] if self._stack else 0
         if torch.is_grad_enabled():
-            self._made_in[torch.autograd._get_sequence_nr() - 1] = module
+            self._made_in[torch._C._autograd._get_sequence_nr() - 1] = module
         return Place(self.phase, module, node is not None)
 
     def _enter(self, module: nn.Module, _: Any) -> None:
@@ -240,7 +240,8 @@ def _by_mask(indices: Any) -> bool:
 @contextmanager
 def _opening(names: Collection[str], see: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Have composite operations told to `see` as they are called. torch forgets about it at the end of the block."""
-    library = torch.library.Library("aten", "IMPL")
+    make: Any = torch.library.Library
+    library = make("aten", "IMPL")
     try:
         for name in sorted({*names, *STANDS_FOR} - UNTOUCHED):
             func = _overload(name)

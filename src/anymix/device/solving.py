@@ -2,8 +2,8 @@
 
 diffusers' UniPC asks `torch.linalg.solve` for its weights in every step, on the device of the latents
 (UniPCMultistepScheduler.multistep_uni_c_bh_update). NPUs have no kernel for it: torch_npu copies the numbers to the
-host, solves there and copies back, with a warning, and under TORCH_NPU_FALLBACK_CPU_DISABLE=1 it is an error. So small a
-system is a few products.
+host, solves there and copies back, with a warning, and under TORCH_NPU_FALLBACK_CPU_DISABLE=1 it is an error. So
+small a system is a few products.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 SMALL = 3  # equations
 
 
-class small_systems(TorchFunctionMode):  # noqa: N801  # used as a function: with small_systems():
+class small_systems(TorchFunctionMode):  # with small_systems():
     """Within it `torch.linalg.solve` of a matrix of up to three rows and one right side is `solve`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -28,7 +28,7 @@ from anymix.diagnose.verdicts import Report, Table, judged
 from anymix.diagnose.watching import modules
 from anymix.engines import schedulers
 from anymix.engines.chat import ChatEngine
-from anymix.engines.image import How, ImageEngine
+from anymix.engines.image import ImageEngine
 from anymix.engines.sampling import Sampling
 from anymix.families.common.folders import STARTER
 from anymix.families.contract import Batch, ChatFamily, Family, ImageFamily
@@ -43,7 +43,9 @@ KINDS = 4  # micro-batches of rows that talk: so many kinds of them are drawn
 AT_ONCE = 2  # micro-batches of the step otherwise, and rows of one, at most
 EDGE = 256  # pixels of a picture, at most: operations are the same, and a CPU is to be done with it
 STEPS = 3  # of every scheduler: the ways that look back have looked back by then
-SAMPLED = Sampling(max_new_tokens=3, min_new_tokens=3, temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=1)
+SAMPLED = Sampling(
+    max_new_tokens=3, min_new_tokens=3, temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=1
+)
 GREEDY = Sampling(max_new_tokens=3, min_new_tokens=3)
 
 
@@ -90,7 +92,11 @@ def record(run: Run, tables: Sequence[Table], say: Say, parts: Collection[Part] 
 
 def _small(run: Run, folder: Path) -> Run:
     """The run on the host: its own settings, a few rows at once, as precise as a 910B takes `auto`."""
-    train = {"batch": min(run.train.batch, AT_ONCE), "accumulate": min(run.train.accumulate, AT_ONCE), "out": str(folder / "out")}
+    train = {
+        "batch": min(run.train.batch, AT_ONCE),
+        "accumulate": min(run.train.accumulate, AT_ONCE),
+        "out": str(folder / "out"),
+    }
     if run.data.path == str(folder / "rows.jsonl"):
         train |= {"batch": 1, "accumulate": KINDS}  # every kind of row there is
     if run.packing is not None:
@@ -171,7 +177,7 @@ def _draw(family: ImageFamily, recorder: Recorder, device: Device, dtype: torch.
 
     engine = ImageEngine(family, compute=lambda: autocast(device, dtype))
     edge = max(family.grain, min(family.resolution, EDGE) // family.grain * family.grain)
-    size = {"width": edge, "height": edge}
+    size: dict[str, Any] = {"width": edge, "height": edge}
     how: dict[str, Any] = {"negative": "blurred", "seed": 1, "steps": 2, "guidance": 5.0, "rescale": 0.7}
     with recorder.on("drawing"):
         engine.draw("a red fox", **size, **how)
@@ -204,5 +210,3 @@ def _names(family: Family, recorder: Recorder) -> dict[int, tuple[str, str]]:
     """Of every module that ran: its name in the net without an adapter's layers between, and its class."""
     named = {module: name for name, module in modules(family)}
     return {number: (named.get(module, ""), type(module).__name__) for module, number in recorder.modules.items()}
-
-

@@ -43,7 +43,9 @@ def filled(run: Run, folder: Path) -> tuple[Run, list[str]]:
         model = model.model_copy(update={"path": small, **dict.fromkeys(PARTS)})
     else:
         gone = [part for part in PARTS if (named := getattr(model, part)) and missing(named)]
-        notes += [f"model.{part} = {getattr(model, part)} is not on this machine: the model's own is used" for part in gone]
+        notes += [
+            f"model.{part} = {getattr(model, part)} is not on this machine: the model's own is used" for part in gone
+        ]
         model = model.model_copy(update=dict.fromkeys(gone))
     if not data.path or any(not is_hub_id(path) and not _there(path) for path in early.paths(data.path)):
         named = "no data.path is given" if not data.path else f"data.path = {data.path} is not on this machine"
@@ -98,7 +100,7 @@ def rows(folder: Path, plain: bool, films: bool) -> Path:
     """Rows of words with a picture, with two, with none, and with a film, in InternVL's form -> their file. `plain`: a
     picture and its caption alone, for the template that takes no more."""
     _pictures(folder)
-    asked = [
+    asked: list[tuple[dict[str, Any], str, str]] = [
         ({"image": "0.png"}, "<image>\nwhat is it?", "red"),
         ({"image": ["1.png", "2.png"]}, "<image>\n<image>\nwhich is blue?", "the second of them"),
         ({}, "what is seven and one?", "eight"),

@@ -49,7 +49,7 @@ def settle_precision(net: nn.Module, compute: torch.dtype, among: Sequence[str] 
 
     `among`: globs of what stands frozen among what trains, and stays in fp32 with it: a norm of an idle block gets
     fp32 from the blocks before it, and a CPU refuses to mix that with bf16. Of a part in which nothing trains (a text
-    encoder at rest) they say nothing: it is of one type, since it is run without an autocast when previews are drawn."""
+    encoder at rest) they say nothing: it is of one type, for it is run without an autocast when previews are drawn."""
     trained = {name.partition(".")[0] for name, p in net.named_parameters() if p.requires_grad}
     found = {name for glob in among for name in matching(net, glob)}
     wide = {name for name in found if name.partition(".")[0] in trained}
