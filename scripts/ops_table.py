@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from anymix import config
-from anymix.diagnose import tables
+from anymix.device import optables
 from anymix.diagnose.ops import Recording, judge, record
 from anymix.diagnose.stand_in import starter_for
 from anymix.diagnose.verdicts import Report
@@ -21,8 +21,8 @@ FAMILIES = ("internvl2", "llava_next", "qwen2_vl", "sd15", "sdxl", "sd3")
 
 
 @functools.cache
-def all_tables() -> tuple[tables.OpTable, ...]:
-    return tuple(tables.load(version) for version in tables.versions())
+def all_tables() -> tuple[optables.Table, ...]:
+    return tuple(optables.table(version) for version in optables.versions())
 
 
 @functools.cache

@@ -11,9 +11,10 @@ import torch
 
 import anymix
 import ops_table
+from anymix.device import optables
 from anymix.device.placing import CARD
 from anymix.device.record import Recorder
-from anymix.diagnose import ops, tables
+from anymix.diagnose import ops
 from anymix.diagnose.ops import judge, record
 from anymix.diagnose.verdicts import Report, judged
 from diagnose.conftest import DRAWING
@@ -150,7 +151,7 @@ def faults(name: str, report: Report) -> list[str]:
 @pytest.mark.parametrize("recipe", [path.stem for path in ops_table.RECIPES])
 def test_every_recipe_trains_without_a_fallback_by_every_table_and_waits_once_a_step(recipe: str) -> None:
     report = ops_table.trained(recipe)
-    assert len(report.tables) == len(tables.versions()) > 0
+    assert len(report.tables) == len(optables.versions()) > 0
     assert not faults(recipe, report)
     assert [(wait.how, wait.count) for wait in report.waits if wait.phase == "training"] == [(".tolist()", 1)]
     assert not report.wide
@@ -170,7 +171,7 @@ def test_every_family_generates_without_a_fallback_by_every_table(family: str) -
 
 def test_an_exception_is_still_one() -> None:
     known = {path.stem for path in ops_table.RECIPES} | set(ops_table.FAMILIES)
-    assert all(name in known and version in tables.versions() for name, version, _ in EXCEPTIONS)
+    assert all(name in known and version in optables.versions() for name, version, _ in EXCEPTIONS)
 
 
 @pytest.mark.slow
@@ -205,5 +206,5 @@ def test_the_page_has_the_tables_that_the_code_gives(folder: str) -> None:
     for table in (ops_table.steps(), ops_table.generations()):
         rows = table.splitlines()[2:]
         assert all(row in page for row in rows), f"docs/ops.md: python scripts/ops_table.py\n{table}"
-    assert all(f"| {version} |" in page or f" {version} " in page for version in tables.versions())
+    assert all(f"| {version} |" in page or f" {version} " in page for version in optables.versions())
     assert all(f"`{op}`" in page for _, _, op in EXCEPTIONS)

@@ -20,11 +20,11 @@ COLUMNS = ("native", "composite", "cpu fallback", "unsupported", "unknown")
 
 def look(run: Run, version: str) -> Report:
     """Record and judge a recipe by one table, or by all."""
-    from anymix.diagnose import tables
+    from anymix.device import optables
     from anymix.diagnose.ops import audit
 
-    names = tables.versions() if version == "all" else [version]
-    return audit(run, [tables.load(name) for name in names], say=lambda text: typer.echo(text, err=True))
+    names = optables.versions() if version == "all" else (version,)
+    return audit(run, [optables.table(name) for name in names], say=lambda text: typer.echo(text, err=True))
 
 
 def show(report: Report, every: bool) -> None:

@@ -34,7 +34,8 @@ OUTSIDE = "outside the net"
 class Table(Protocol):
     """What one version of a plugin does with an operation."""
 
-    version: str
+    @property
+    def version(self) -> str: ...
 
     def __iter__(self) -> Iterator[str]: ...
 
