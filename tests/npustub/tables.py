@@ -87,11 +87,7 @@ def kind_of(name: str, keys: Keys, outs: dict[str, str]) -> str:
 
 def out_forms(names: Iterable[str]) -> dict[str, str]:
     """aten::linalg_eigh -> aten::linalg_eigh.eigenvalues, which takes the same and writes into a given tensor."""
-    import torch
-
-    schemas = {
-        f"{schema.name}.{schema.overload_name}".rstrip("."): schema for schema in torch._C._jit_get_all_schemas()
-    }
+    known = schemas()
 
     taken: dict[tuple[str, ...], str] = {}
     rest: dict[str, tuple[str, ...]] = {}
