@@ -13,7 +13,7 @@ from PIL import Image
 from anymix import config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("ascend.md", "parity.md", "pictures.md", "talking.md")
+PAGES = ("ascend.md", "ops.md", "parity.md", "pictures.md", "talking.md")
 FILES = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html", "config.json"}  # look like keys, and are none
 
 
@@ -97,3 +97,21 @@ def test_the_lines_of_the_page_on_parity_run(
         words = [str(ROOT / word) if word.startswith("recipes/") else word for word in shlex.split(line)[1:]]
         assert not app([*words, "device=cpu", "train.batch=1", "--steps=1"], standalone_mode=False)
     assert json.loads("{" + capsys.readouterr().out.partition("\n{")[2])["ok"] is True
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_on_operations_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anymix.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"<!-- ops -->\n```bash\n(.*?)```", both("ops.md")[0], re.DOTALL)
+    assert block is not None
+    lines = block[1].strip().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = [str(ROOT / word) if word.startswith("recipes/") else word for word in shlex.split(line)[1:]]
+        assert not app(words, standalone_mode=False)
+    assert json.loads("{" + capsys.readouterr().out.rpartition("\n{\n")[2])["ok"] is True
+    assert not list(tmp_path.iterdir())

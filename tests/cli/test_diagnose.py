@@ -68,7 +68,7 @@ def test_a_fault_is_exit_code_1_and_named_for_people_and_machines(typed: Any, mo
 def test_mistakes_are_sentences(anymix: Any, typed: Any) -> None:
     for done, sentence in (
         (anymix("diagnose"), "anymix diagnose needs a recipe"),
-        (typed(), "needs to know what to look at: --parity cpu"),
+        (typed(), "needs to know what to look at: --ops says"),
         (typed("--parity", "gpu"), "--parity 'gpu' is not known; give a device"),
         (typed("--parity", "cpu"), "both sides are cpu in fp32, expected two that differ"),
         (typed("--parity", "cpu", "model.dtype=bf16", "adapter.targets=[nothing]"), "nothing"),
@@ -86,3 +86,41 @@ def test_layers_stand_together_by_block_and_direction() -> None:
         ("lm_head", "forward", 1), ("vae.conv_in", "forward", 2), ("a.layers.0", "backward", 1),
     ]  # fmt: skip
     assert block_of("vae.encoder[1]#3") == "vae.encoder" and block_of("a.layers.0[1]") == "a.layers.0"
+
+
+def test_ops_are_judged_by_every_table(typed: Any, tmp_path: Path) -> None:
+    done = typed("--ops")
+    assert done.exit_code == 0, (done.exception, done.stderr)
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["torch_npu", "native", "composite", "cpu", "fallback", "unsupported", "unknown"]
+    assert [line.split()[0] for line in lines[1:3]] == ["2.9.0", "2.13.0"]
+    assert any(line.split()[:3] == ["training", "1", ".tolist()"] for line in lines)
+    assert "No chip was asked" in done.stdout and lines[-1].startswith("every operation has a kernel by ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # two recordings
+def test_an_operation_without_a_kernel_is_exit_code_1(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from anymix.device import optables
+
+    real = optables.table("2.9.0")
+    lacking = replace(real, kinds={**real.kinds, "aten::_fused_adamw_": "fallback"})
+    monkeypatch.setattr(optables, "table", lambda version: lacking)
+    done = typed("--ops", "--torch-npu", "2.9.0")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[-1].startswith(
+        "torch_npu 2.9.0 has no kernel for aten::_fused_adamw_ (cpu fallback"
+    )
+    machine = typed("--ops", "--torch-npu", "2.9.0", "--json")
+    tree = json.loads(machine.stdout)
+    assert machine.exit_code == 1 and tree["ok"] is False and tree["tables"][0]["counts"]["cpu fallback"] == 1
+
+
+def test_mistakes_with_ops_are_sentences(typed: Any) -> None:
+    for done, sentence in (
+        (typed("--ops", "--parity", "cpu"), "they are asked one at a time"),
+        (typed("--ops", "--torch-npu", "1.0"), "no operator table of torch_npu 1.0; there is 2.9.0, 2.13.0"),
+    ):
+        assert isinstance(done.exception, ValueError) and sentence in str(done.exception)

@@ -1,4 +1,5 @@
-"""`anymix diagnose RECIPE --parity cpu`: where a device computes other numbers than another, before hours are spent."""
+"""`anymix diagnose RECIPE --ops` and `--parity cpu`: which operations a device lacks, and where it computes other
+numbers than another, before hours are spent."""
 
 from __future__ import annotations
 
@@ -6,15 +7,20 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from anymix.cli import diagnose_ops
 
 if TYPE_CHECKING:
     from anymix.config import Run
     from anymix.diagnose.findings import Layer, Report
 
-LOOKS = "--parity cpu holds its numbers against another device"
+LOOKS = (
+    "--ops says which operations a device lacks, and --parity cpu holds its numbers against another device; they are "
+    "asked one at a time"
+)
 
 
 def diagnose(
@@ -28,24 +34,34 @@ def diagnose(
             "Without a type: fp32.",
         ),
     ] = None,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Hold the operations it runs against the dispatch tables of torch_npu.")
+    ] = False,
+    plugin: Annotated[
+        str,
+        typer.Option("--torch-npu", metavar="VERSION|all", help="Whose table, with --ops."),
+    ] = "all",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps to compare; the first layer by layer.")] = 2,
-    every: Annotated[bool, typer.Option("--all", help="Every layer, not one line a block.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every layer, not one line a block; every operation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for machines.")] = False,
 ) -> None:
-    """Hold a recipe against a device. Exit code 1 where something is out of tolerance, 2 where it cannot run."""
+    """Hold a recipe against a device. Exit code 1 where something is out of tolerance or has no kernel, 2 where it
+    cannot run."""
     from anymix import config
 
     words = list(recipe or [])
     file = words.pop(0) if words and "=" not in words[0] else None
     if file is None and not words:
         raise ValueError("anymix diagnose needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
-    if parity is None:
+    if ops is (parity is not None):
         raise ValueError(f"anymix diagnose needs to know what to look at: {LOOKS}")
-    report = _compare(config.load(file, words), parity, steps)
+    run = config.load(file, words)
+    report: Any = diagnose_ops.look(run, plugin) if parity is None else _compare(run, parity, steps)
+    show = diagnose_ops.show if ops else _show
     if as_json:
         typer.echo(json.dumps(report.tree(), indent=1))
     else:
-        _show(report, every)
+        show(report, every)
     if not report.ok:
         raise typer.Exit(1)
 

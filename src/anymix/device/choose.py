@@ -62,10 +62,20 @@ def pick(
         if fault is None:
             why = "as asked" if kind else _passed_over(missing)
             found = _device(candidate, _card(candidate, want, index, local_rank), applied, why, settings)
-            ops.use(fused)
-            return found if fused else replace(found, fused=False, capabilities=found.capabilities - {"fused_adamw"})
+            return _with_kernels(found, fused)
         missing[candidate] = fault
     raise ValueError(f"device = {want} cannot be used: {missing[str(kind)]}")
+
+
+def _with_kernels(device: Device, fused: bool) -> Device:
+    """Say to the process whether it computes with fused kernels. Those of NPUs want an Atlas A2 (910B) or newer, which
+    is what computes bf16 too (torch_npu's operator reference)."""
+    able = device.kind != "npu" or "bf16" in device.capabilities
+    ops.use(fused and able)
+    if fused and able:
+        return device
+    plain = device.capabilities if fused else device.capabilities - {"fused_adamw"}
+    return replace(device, fused=False, capabilities=plain)
 
 
 def _parse(want: str) -> tuple[Kind | None, int | None]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anymix.device.solving import small_systems
+
 KARRAS = {"use_karras_sigmas": True}
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
@@ -185,7 +187,8 @@ class Solver:
 
     def step(self, predicted: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """Latents one step nearer to the picture."""
-        return self.scheduler.step(predicted, t, latents, **self._more, return_dict=False)[0]
+        with small_systems():
+            return self.scheduler.step(predicted, t, latents, **self._more, return_dict=False)[0]
 
 
 def _skipped(steps: int, strength: float, flow: bool) -> int:

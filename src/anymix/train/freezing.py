@@ -48,8 +48,11 @@ def settle_precision(net: nn.Module, compute: torch.dtype, among: Sequence[str] 
     """fp32 for what trains, `compute` for what does not, one parameter at a time.
 
     `among`: globs of what stands frozen among what trains, and stays in fp32 with it: a norm of an idle block gets
-    fp32 from the blocks before it, and a CPU refuses to mix that with bf16."""
-    wide = {name for glob in among for name in matching(net, glob)}
+    fp32 from the blocks before it, and a CPU refuses to mix that with bf16. Of a part in which nothing trains (a text
+    encoder at rest) they say nothing: it is of one type, for it is run without an autocast when previews are drawn."""
+    trained = {name.partition(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    found = {name for glob in among for name in matching(net, glob)}
+    wide = {name for name in found if name.partition(".")[0] in trained}
     for name, parameter in net.named_parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad or name in wide else compute)
