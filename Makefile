@@ -6,6 +6,7 @@ PYTHON ?= python3
 PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
 VENV := .venv
 FLOOR := .venv-floor
+STUB := .venv-npu-stub-$(TORCH_NPU)
 # Cards are asked for by name (`pytest -m cuda`); all else runs.
 EVERYTHING := not cuda and not npu
 UNMARKED := not slow and not ranks and not cuda and not npu
@@ -15,12 +16,14 @@ FROM_INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 WITH := $(if $(EXTRAS),[$(EXTRAS)])
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-floor lint format install wheelhouse clean
+.PHONY: help demo test test-floor test-npu-stub npu-table lint format install wheelhouse clean
 
 help:
 	@echo 'make demo [PICTURES="a.png b.jpg"]         make .venv, install, see small models answer, draw and learn (names without spaces)'
 	@echo 'make test                                  make .venv, install, run every test that needs no card'
 	@echo 'make test-floor                            the unmarked tests on the oldest versions pyproject.toml allows'
+	@echo 'make test-npu-stub TORCH_NPU=2.9.0         the real torch_npu on a stand-in runtime, without a card'
+	@echo 'make npu-table TORCH_NPU=2.9.0             what it has kernels for, into src/anymix/device/tables'
 	@echo 'make lint                                  ruff and mypy; `make format` rewrites what ruff can'
 	@echo 'make install [EXTRAS=npu] [WHEELS=folder]  into the environment of PYTHON, whose torch stays as it is'
 	@echo 'make wheelhouse ARCH=aarch64 PY=3.11 TORCH=2.7.1   one tar for a machine without a network (TORCH=none:'
@@ -34,6 +37,13 @@ test: $(VENV)/.ready
 
 test-floor: $(FLOOR)/.ready
 	$(FLOOR)/bin/python -m pytest -m "$(UNMARKED)" $(PYTEST)
+
+# The real torch_npu without a card: tests/npustub/run.py builds what stands in for its runtime. Needs gcc and g++.
+test-npu-stub: $(STUB)/.ready
+	$(STUB)/bin/python tests/npustub/run.py $(PYTEST)
+
+npu-table: $(STUB)/.ready
+	PYTHONPATH=src $(STUB)/bin/python tests/npustub/run.py tests/npustub/tables.py src/anymix/device/tables
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -62,6 +72,14 @@ $(FLOOR)/.ready: pyproject.toml constraints.txt scripts/floors.py | $(FLOOR)/bin
 	$(FLOOR)/bin/python -m pip install -q -c $(FLOOR)/floor.txt -e '.[dev]'
 	@touch $@
 
+$(STUB)/.ready: pyproject.toml constraints.txt | $(STUB)/bin/python
+	@$(if $(TORCH_NPU),,echo 'type make test-npu-stub TORCH_NPU=2.9.0 (a release of torch_npu)'; exit 1)
+	$(STUB)/bin/python -m pip install -q $(FROM_INDEX) 'torch==$(firstword $(subst .post, ,$(TORCH_NPU)))'
+	$(STUB)/bin/python -m pip install -q --no-deps 'torch_npu==$(TORCH_NPU)'
+	grep -v '^torch==' constraints.txt > $(STUB)/pins.txt
+	$(STUB)/bin/python -m pip install -q $(if $(PINS),-c $(STUB)/pins.txt) -e '.[dev,npu]'
+	@touch $@
+
 install:
 	@keep=$$(mktemp) && trap 'rm -f "$$keep"' EXIT && $(PYTHON) scripts/keep_torch.py > "$$keep" && cat "$$keep" && \
 	$(if $(TORCH_INDEX),{ grep -q '^torch==' "$$keep" || $(PYTHON) -m pip install $(FROM_INDEX) torch; } &&) \
@@ -74,4 +92,4 @@ wheelhouse:
 	$(PYTHON) scripts/check_wheelhouse.py dist/anymix-$(ARCH)-py$(PY)-torch-$(TORCH).tar --extras '$(EXTRAS)'
 
 clean:
-	rm -rf $(VENV) $(FLOOR) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) .venv-npu-stub-* dist build .mypy_cache .ruff_cache .pytest_cache

@@ -130,9 +130,10 @@ def resumed(family: str, folder: Path, *typed: str) -> Tree:
     trained(family, folder, "npu", "parts", "train.steps=4", *typed, "train.schedule=constant")
     first = trained(family, folder, "npu", "first", "train.steps=2", "train.schedule=constant", *typed)
     rest = trained(family, folder, "npu", "first", "train.steps=4", "train.schedule=constant", *typed)
+    went_on_equal = same(rest["out"], str(folder / "parts"))  # before the next run writes over it
     onward = trained(family, folder, "cpu", "first", "train.steps=5", "train.schedule=constant", *typed)
     return {
-        "same": same(rest["out"], str(folder / "parts")),
+        "same": went_on_equal,
         "went_on": [line for line in rest["said"] if "step 2" in line],
         "steps": [len(first["losses"]), len(rest["losses"]), len(onward["losses"])],
         "other_schedule": not same(whole["out"], str(folder / "parts")),
@@ -160,7 +161,7 @@ def drawings(family: str, folder: Path, model: str) -> Tree:
     pictures = {}
     for device in ("cpu", "npu"):
         engine = anymix.open_image(model, device=device, dtype="fp32")
-        picture = engine.draw("a red circle", steps=4, guidance=4.0, seed=5, width=64, height=64)[0]
+        picture = engine.draw("a red circle", steps=4, guidance=4.0, seed=5, width=64, height=64)[0].image
         pictures[device] = np.asarray(picture).astype(int)
     apart = np.abs(pictures["cpu"] - pictures["npu"])
     return {"apart": int(apart.max()), "spread": float(pictures["npu"].std())}

@@ -154,6 +154,13 @@ def write(table: dict[str, Any], folder: Path) -> Path:
     return path
 
 
+def kept(version: str) -> dict[str, Any]:
+    """What the package holds of a version, as `collected` makes it."""
+    folder = Path(__file__).parents[2] / "src" / "anymix" / "device" / "tables"
+    found: dict[str, Any] = json.loads(gzip.decompress((folder / f"{version}.json.gz").read_bytes()))
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
