@@ -1,6 +1,6 @@
 """The simulated device as a library: compiled once for a torch, kept in the user's cache, made anew when it changes.
 
-    python tests/npusim/build.py        prints where it is
+python tests/npusim/build.py        prints where it is
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-w")
 
 def compiler() -> str | None:
     """The C++ compiler there is, or None."""
-    return next((found for name in (os.environ.get("CXX"), "g++", "c++") if name and (found := shutil.which(name))), None)
+    names = filter(None, (os.environ.get("CXX"), "g++", "c++"))
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def cache() -> Path:
@@ -48,8 +49,8 @@ def library(sources: tuple[str, ...] = SOURCES) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         made = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([found, *FLAGS, *_torch(), *(str(HERE / name) for name in sources), *_libraries(), "-o", str(made)],
-                       check=True)  # fmt: skip
+        files = [str(HERE / name) for name in sources]
+        subprocess.run([found, *FLAGS, *_torch(), *files, *_libraries(), "-o", str(made)], check=True)
         made.replace(target)
     return target
 

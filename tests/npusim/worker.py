@@ -113,6 +113,7 @@ def places(family: str, folder: Path) -> Tree:
     micro = next(loader.stream(ready.rows, ready.family.codec, ready.order, ready.split, range(1)))
     ready.stepper.take(micro)
     state = [t for each in ready.stepper.optimizer.state.values() for t in each.values() if torch.is_tensor(t)]
+    changed = [not torch.equal(was, p.detach().cpu()) for was, p in zip(before, trained, strict=True)]
     return {
         "parameters": sorted({p.device.type for p in ready.family.net.parameters()}),
         "state": sorted({t.device.type for t in state if t.dim()}),
@@ -120,7 +121,7 @@ def places(family: str, folder: Path) -> Tree:
         "held": held == {id(p) for p in trained},
         "moved": kept["moved"],
         "replaced": kept["replaced"],
-        "changed": sum(not torch.equal(b, p.detach().cpu()) for b, p in zip(before, trained, strict=True)) / len(trained),
+        "changed": sum(changed) / len(changed),
     }
 
 
@@ -145,9 +146,10 @@ def answers(family: str, folder: Path, model: str) -> Tree:
     found = {}
     for device in ("cpu", "npu"):
         engine = anymix.open_chat(model, device=device, dtype="fp32")
+        asked = {"What is it?": "0.png", "How many shapes are there?": "1.png"}
         questions = [
-            anymix.Conversation((anymix.Turn("user", (anymix.ImageRef(str(folder / f"{n}.png")), f"\n{text}")),), key=text)
-            for n, text in enumerate(("What is it?", "How many shapes are there?"))
+            anymix.Conversation((anymix.Turn("user", (anymix.ImageRef(str(folder / name)), f"\n{text}")),), key=text)
+            for text, name in asked.items()
         ]
         said = engine.answer(questions, anymix.Sampling(max_new_tokens=12, min_new_tokens=6))
         drawn = engine.answer(questions, anymix.Sampling(max_new_tokens=6, temperature=1.0, seed=3))
@@ -186,14 +188,13 @@ def family_of(family: str, folder: Path) -> Tree:
         took[name] = round(time.perf_counter() - began, 1)
         return result
 
-    full = {
-        device: timed(f"full {device}", lambda: trained(family, folder, device, f"full-{device}", "model.dtype=fp32"))
-        for device in ("cpu", "npu")
-    }
+    def full(device: str) -> Tree:
+        return timed(f"full {device}", lambda: trained(family, folder, device, f"full-{device}", "model.dtype=fp32"))
+
     adapter = timed("lora", lambda: trained(family, folder, "npu", "lora", "model.dtype=fp32", "adapter.rank=4"))
     use = answers if family in TALKING else drawings
     return {
-        "full": full,
+        "full": {"cpu": full("cpu"), "npu": full("npu")},
         "lora": adapter,
         "places": timed("places", lambda: places(family, folder)),
         "resumed": timed("resumed", lambda: resumed(family, folder, "adapter.rank=2")),
