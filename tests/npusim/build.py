@@ -5,6 +5,7 @@ python tests/npusim/build.py        prints where it is
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -35,7 +36,7 @@ def cache() -> Path:
 
 @functools.cache
 def library(sources: tuple[str, ...] = SOURCES) -> Path:
-    """The compiled library. Some 60 s of one core the first time; two processes at once do no harm."""
+    """The compiled library. Some 60 s of one core the first time; a second process waits for the first."""
     found = compiler()
     if found is None:
         raise FileNotFoundError("no C++ compiler: install g++")
@@ -46,12 +47,14 @@ def library(sources: tuple[str, ...] = SOURCES) -> Path:
     for name in ("kernels.h", *sources):
         named.update((HERE / name).read_bytes())
     target = cache() / f"npusim-{named.hexdigest()}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = target.with_suffix(f".{os.getpid()}")
-        files = [str(HERE / name) for name in sources]
-        subprocess.run([found, *FLAGS, *_torch(), *files, *_libraries(), "-o", str(made)], check=True)
-        made.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            made = target.with_suffix(".part")
+            files = [str(HERE / name) for name in sources]
+            subprocess.run([found, *FLAGS, *_torch(), *files, *_libraries(), "-o", str(made)], check=True)
+            made.replace(target)
     return target
 
 

@@ -276,7 +276,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 
 // Without this `module.to("npu")` would put new Parameters in the place of those an optimizer holds, which would then
 // train nothing. torch_npu has it too; NPUSIM_REPLACE_PARAMETERS leaves it out, to see that a test notices.
-TORCH_LIBRARY_IMPL(aten, CompositeImplicitAutograd, m) {
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_has_compatible_shallow_copy_type", [](const Tensor& a, const Tensor& b) {
     static const bool replace = std::getenv("NPUSIM_REPLACE_PARAMETERS") != nullptr;
     auto plain = [](const Tensor& t) {

@@ -118,6 +118,7 @@ def places(family: str, folder: Path) -> Tree:
         "parameters": sorted({p.device.type for p in ready.family.net.parameters()}),
         "state": sorted({t.device.type for t in state if t.dim()}),
         "states": len(state),
+        "fused": bool(ready.stepper.optimizer.defaults.get("fused")),
         "held": held == {id(p) for p in trained},
         "moved": kept["moved"],
         "replaced": kept["replaced"],
@@ -191,7 +192,8 @@ def family_of(family: str, folder: Path) -> Tree:
     def full(device: str) -> Tree:
         return timed(f"full {device}", lambda: trained(family, folder, device, f"full-{device}", "model.dtype=fp32"))
 
-    adapter = timed("lora", lambda: trained(family, folder, "npu", "lora", "model.dtype=fp32", "adapter.rank=4"))
+    more = ("model.dtype=fp32", "adapter.rank=4", "train.checkpointing=true", "train.ema=0.9")
+    adapter = timed("lora", lambda: trained(family, folder, "npu", "lora", *more))
     use = answers if family in TALKING else drawings
     return {
         "full": {"cpu": full("cpu"), "npu": full("npu")},
@@ -201,6 +203,7 @@ def family_of(family: str, folder: Path) -> Tree:
         "half": timed("half", lambda: half(family, folder)),
         "used": timed("used", lambda: use(family, folder, f"starter:{family}")),
         "adapted": timed("adapted", lambda: use(family, folder, adapter["out"])),
+        "called": dict(torch_npu.calls),
         "took": took,
     }
 
