@@ -191,6 +191,20 @@ struct Call {
   bool settled = false;  // a tensor with dimensions has said which device it is: numbers follow it
 };
 
+// torch takes the derivative of `matmul` through its parts; a device with a kernel for the whole is asked for this.
+static std::tuple<Tensor, Tensor> derivatives_of_matmul(const Tensor& grad, const Tensor& self, const Tensor& other,
+                                                  std::array<bool, 2> mask) {
+  const bool row = self.dim() == 1, column = other.dim() == 1;
+  const auto left = row ? self.unsqueeze(0) : self, right = column ? other.unsqueeze(-1) : other;
+  auto wide = column ? grad.unsqueeze(-1) : grad;
+  if (row) wide = wide.unsqueeze(-2);
+  auto summed = [](const Tensor& t, const Tensor& like, const Tensor& flat) {
+    return t.sum_to_size(like.sizes()).view_as(flat);
+  };
+  return {mask[0] ? summed(at::matmul(wide, right.mT()), left, self) : Tensor(),
+          mask[1] ? summed(at::matmul(left.mT(), wide), right, other) : Tensor()};
+}
+
 // Convolutions reach a device under names of their own, and one argument apart.
 static void call_on_host(const c10::OperatorHandle& op, std::vector<IValue> given, Stack* stack) {
   auto push = [&](size_t from, size_t to) { stack->insert(stack->end(), given.begin() + from, given.begin() + to); };
@@ -205,6 +219,12 @@ static void call_on_host(const c10::OperatorHandle& op, std::vector<IValue> give
     stack->push_back(of_bias ? IValue(std::vector<int64_t>{given[0].toTensor().size(1)}) : IValue());
     push(3, 10);
     plain.callBoxed(stack);
+  } else if (op.schema().name() == "aten::matmul_backward") {
+    const auto mask = given[3].toBoolList();
+    auto [self, other] =
+        derivatives_of_matmul(given[0].toTensor(), given[1].toTensor(), given[2].toTensor(), {mask.get(0), mask.get(1)});
+    stack->push_back(self);
+    stack->push_back(other);
   } else {
     push(0, given.size());
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);

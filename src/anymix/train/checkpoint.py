@@ -166,11 +166,12 @@ def _unreadable(folder: Path, error: Exception) -> str:
 def load(folder: Path) -> Saved:
     """Read a checkpoint. One that cannot be read is an error: skipping it would train other steps than asked."""
     state = read_state(folder)
+    optimizer = str(folder / OPTIMIZER)  # torch_npu 2.9's own torch.load maps no file that is named by a Path
     try:
         return Saved(
             Progress(**state["progress"]),
             load_file(folder / TRAINED),
-            torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True),  # once for all ranks
+            torch.load(optimizer, map_location="cpu", weights_only=True, mmap=True),  # once for all ranks
             torch.load(folder / RNG, map_location="cpu", weights_only=True),
             load_file(folder / MEAN) if (folder / MEAN).exists() else None,
         )

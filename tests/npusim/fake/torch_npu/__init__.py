@@ -16,12 +16,13 @@ __version__ = "2.13.0"
 torch.ops.load_library(os.environ["NPUSIM_LIBRARY"])
 torch.utils.rename_privateuse1_backend("npu")
 
-from torch_npu import hccl, kernels, npu  # noqa: E402
+from torch_npu import hccl, kernels, npu, serialization  # noqa: E402
 
 torch._register_device_module("npu", npu)
 sys.modules["torch.npu"] = npu
 torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
 hccl.register()
+torch.load = serialization.load
 
 calls = kernels.calls
 npu_fusion_attention = kernels.npu_fusion_attention
