@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,6 +113,14 @@ def test_the_rung_of_a_device_is_told_with_its_reason() -> None:
     assert said == "attention: sequence by sequence (torch has no other kernel on cpu)"
     kernel, why = varlen.rung("cuda", torch.float32)
     assert kernel is None and "bf16 and fp16 alone" in why
+
+
+def test_a_card_without_kernels_is_not_told_that_its_owner_turned_them_off() -> None:
+    first = replace(pick("cpu"), kind="npu", fused=False, capabilities=frozenset(["fused_adamw"]))  # Ascend910A
+    said = varlen.told(first, torch.float16)
+    assert said == "attention: sequence by sequence (fused kernels want an Atlas A2 (910B) or newer)"
+    newer = replace(first, capabilities=frozenset(["fused_adamw", "bf16"]))
+    assert varlen.told(newer, torch.float16) == "attention: sequence by sequence (device.fused is off)"
 
 
 def test_a_kernel_that_lacks_what_is_asked_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

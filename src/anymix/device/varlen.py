@@ -99,6 +99,8 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
 def told(device: Device, dtype: torch.dtype) -> str:
     """Which rung a run in this type takes, and why, for people."""
     kernel, why = rung(device.kind, dtype, device.fused)
+    if device.kind == "npu" and "bf16" not in device.capabilities:
+        why = "fused kernels want an Atlas A2 (910B) or newer"
     return f"attention: {'of all sequences in one kernel' if kernel else 'sequence by sequence'} ({why})"
 
 
