@@ -23,12 +23,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FALLEN = "fall back to run on the CPU"
 
-pytestmark = [
-    pytest.mark.skipif(
-        "NPUSTUB" not in os.environ, reason="needs the real torch_npu: make test-npu-stub TORCH_NPU=2.9.0"
-    ),
-    pytest.mark.timeout(600),
-]
+if "NPUSTUB" not in os.environ:
+    pytest.skip("needs the real torch_npu: make test-npu-stub TORCH_NPU=2.9.0", allow_module_level=True)
+pytestmark = pytest.mark.timeout(600)
 each = pytest.mark.parametrize("family", judging.FAMILIES)
 
 
