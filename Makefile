@@ -2,8 +2,10 @@
 #   PYTHON=python3.12          the Python of .venv, and for `make install` the environment to install into
 #   TORCH_INDEX=<address>      an index that has CPU builds of torch; otherwise pip's own configuration decides
 #   PYTEST="-k tiling"         further words for pytest
+#   JOBS=2                     processes that share the tests out, a file to each, of one thread each; 0 for none
 PYTHON ?= python3
 PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
+JOBS ?= 2
 VENV := .venv
 FLOOR := .venv-floor
 STUB := .venv-npu-stub-$(TORCH_NPU)
@@ -33,7 +35,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/anymix demo $(PICTURES)
 
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -m "$(EVERYTHING)" $(PYTEST)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "$(EVERYTHING)" $(PYTEST)
 
 test-floor: $(FLOOR)/.ready
 	$(FLOOR)/bin/python -m pytest -m "$(UNMARKED)" $(PYTEST)

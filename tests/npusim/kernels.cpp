@@ -34,16 +34,16 @@ using torch::jit::Stack;
 static std::mutex watching;
 static bool recording = false;
 static std::map<std::string, int64_t> seen;  // operator -> calls
-static std::set<std::string> allowed;        // empty: every operator
+static std::set<std::string> allowed;        // without overloads; empty: every operator
 
 static std::string name_of(const c10::FunctionSchema& schema) {
-  return schema.name() + "." + (schema.overload_name().empty() ? "default" : schema.overload_name());
+  return schema.overload_name().empty() ? schema.name() : schema.name() + "." + schema.overload_name();
 }
 
 static void watch(const c10::FunctionSchema& schema) {
   std::lock_guard<std::mutex> held(watching);
   if (recording) ++seen[name_of(schema)];
-  TORCH_CHECK(allowed.empty() || allowed.count(name_of(schema)), "npusim: ", name_of(schema),
+  TORCH_CHECK(allowed.empty() || allowed.count(schema.name()), "npusim: ", name_of(schema),
               " is not native on this NPU: it would fall back to run on the CPU");
 }
 
