@@ -1,4 +1,4 @@
-"""`anymix` as typed on a host with simulated NPUs: train, chat, generate, diagnose, doctor, and the words of `device`."""
+"""`anymix` as typed on a host with simulated NPUs: train, chat, generate, diagnose, doctor, the words of `device`."""
 
 from __future__ import annotations
 

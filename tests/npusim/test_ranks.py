@@ -1,4 +1,4 @@
-"""Two processes on two simulated cards are one process with the same global batch; DDP alone: there is no fully_shard."""
+"""Two processes on two simulated cards are one with the same global batch. By DDP alone: there is no fully_shard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Runs:
 def runs(npu: Process, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Two steps of every weight, on rows of ragged lengths, one of which has no picture."""
     folder = tmp_path_factory.mktemp("ranks")
-    words = ["model.path=starter:qwen2_vl", f"data.path={rows(folder / 'rows', 4)}", "data.workers=0", "device=npu",
+    words = ["model.path=starter:internvl2", f"data.path={rows(folder / 'rows', 4)}", "data.workers=0", "device=npu",
              "model.dtype=fp32", "train.steps=2", "train.lr=1e-4", "train.warmup=0"]  # fmt: skip
     one = npu("-m", "anymix", "train", *words, f"train.out={folder / 'one'}", "train.batch=2")
     more = (f"train.out={folder / 'two'}", "train.batch=1", "nproc=2")
@@ -83,4 +83,3 @@ def test_one_rank_speaks_and_nothing_warns(runs: Runs) -> None:
         assert ended.stderr.count("device: npu:0 (Ascend910B2), as asked") == 1
         said = [line for line in ended.stderr.splitlines() if SIMULATION not in line]
         assert not [line for line in said if "warn" in line.lower() or "[W" in line]
-

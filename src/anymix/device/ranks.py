@@ -211,6 +211,9 @@ def wrap(step: nn.Module, device: Device) -> nn.Module:
     if not _many():
         return step
     barrier()  # ranks open models minutes apart; the device's own backend waits two for the first contact
+    for parameter in step.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(_usual_strides)
     # Buffers are tables (rotary, positions), equal everywhere.
     no_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(
@@ -220,6 +223,12 @@ def wrap(step: nn.Module, device: Device) -> nn.Module:
         gradient_as_bucket_view=True,
         **no_buffers,
     )
+
+
+def _usual_strides(grad: Tensor) -> Tensor:
+    """A gradient with the strides a new tensor has, uncopied: those of a dimension of size 1 say nothing, but DDP holds
+    them against its bucket and warns (a class token of shape (1, 1, C) is a slice of the sequence it began)."""
+    return grad.flatten().view(grad.shape) if grad.is_contiguous() else grad
 
 
 def zero_missing(parameters: Iterable[nn.Parameter]) -> None:
