@@ -213,7 +213,7 @@ def wrap(step: nn.Module, device: Device) -> nn.Module:
     barrier()  # ranks open models minutes apart; the device's own backend waits two for the first contact
     for parameter in step.parameters():
         if parameter.requires_grad and 1 in parameter.shape:
-            parameter.register_hook(_usual_strides)
+            parameter.register_hook(_usual_strides)  # type: ignore[no-untyped-call]
     # Buffers are tables (rotary, positions), equal everywhere.
     no_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(
