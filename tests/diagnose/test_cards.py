@@ -1,4 +1,4 @@
-"""What to run first on a machine with a card: `pytest -m npu` or `pytest -m cuda`. Six small models, held against the CPU.
+"""What to run first on a machine with a card: `pytest -m npu`, `pytest -m cuda`. Six small models held against the CPU.
 
 In fp32, where a wrong kernel, formula or constant shows, and in the type `auto` means there, with the fused kernels.
 """

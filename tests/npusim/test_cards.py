@@ -1,4 +1,4 @@
-"""`pytest -m npu`, which is what a machine with a chip runs first, on the simulated NPU: it must be ready when one comes."""
+"""`pytest -m npu`, which a machine with a chip runs first, on the simulated NPU: it must be ready when one comes."""
 
 from __future__ import annotations
 
