@@ -226,9 +226,17 @@ def wrap(step: nn.Module, device: Device) -> nn.Module:
 
 
 def _usual_strides(grad: Tensor) -> Tensor:
-    """A gradient with the strides a new tensor has, uncopied: those of a dimension of size 1 say nothing, but DDP holds
-    them against its bucket and warns (a class token of shape (1, 1, C) is a slice of the sequence it began)."""
-    return grad.flatten().view(grad.shape) if grad.is_contiguous() else grad
+    """A gradient with the strides a new tensor has: those of a dimension of size 1 say nothing, but DDP holds them
+    against its bucket and warns (a class token of shape (1, 1, C) is a slice of the sequence it began).
+
+    Copied, as autograd would for such strides: with the usual ones it keeps what it is given, and the slice shares its
+    memory with a gradient that is still added to."""
+    usual = torch.empty(grad.shape, device="meta").stride()
+    return (
+        grad
+        if grad.stride() == usual or not grad.is_contiguous()
+        else grad.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def zero_missing(parameters: Iterable[nn.Parameter]) -> None:
