@@ -45,6 +45,11 @@ class Flag:
     def typed(self) -> str:
         return f"--{self.name}"
 
+    @property
+    def here(self) -> str:
+        """Where it goes, for a table: recipe keys, and what is said otherwise."""
+        return "; ".join(text for text in (self.to, self.sets, self.says) if text)
+
 
 class Values(Mapping[str, Any]):
     """What a command says: the value of every flag, that of the script where it was not typed."""
