@@ -40,7 +40,7 @@ COMMON = (
     Flag("scale_lr", "switch", False, sets="train.lr, times batch and accumulation"),
     Flag("lr_scheduler", default="constant", sets="train.schedule", choices=SCHEDULERS),
     Flag("lr_warmup_steps", "whole", 500, sets="train.warmup"),
-    Flag("dataloader_num_workers", "whole", 0, sets="data.workers"),
+    Flag("dataloader_num_workers", "whole", 0, sets="data.workers, where it is typed"),
     Flag("adam_beta1", "number", 0.9, sets="train.betas"),
     Flag("adam_beta2", "number", 0.999, sets="train.betas"),
     Flag("adam_weight_decay", "number", 0.01, to="train.weight_decay"),

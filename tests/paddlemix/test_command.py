@@ -1,0 +1,95 @@
+"""`anymix paddlemix`: what it prints, what it writes, and that the recipe it writes trains the same weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from anymix import config
+from anymix.cli import app
+
+BASE = ["paddlemix", "python", "train_text_to_image_lora_sdxl.py", "--pretrained_model_name_or_path=sdxl",
+        "--dataset_name=pictures", "--train_batch_size=1"]  # fmt: skip
+
+
+def run(*words: str) -> Any:
+    return app(list(words), standalone_mode=False)
+
+
+def test_alone_it_lists_the_scripts_and_a_script_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    run("paddlemix")
+    listed = capsys.readouterr().out
+    assert "  train_text_to_image_sdxl.py\n" in listed and "  train_dreambooth_sd3.py\n" in listed
+    run("paddlemix", "train_text_to_image_sdxl.py")
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("--timestep_bias_portion"))
+    assert row.split() == ["--timestep_bias_portion", "0.25", "objective.bias_portion"]
+    assert any(line.split()[:2] == ["--pretrained_model_name_or_path", "required"] for line in lines)
+
+
+def test_it_writes_a_recipe_that_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["--seed=7", "--local_rank", "0", "--set", "train.lr=1e-3", "--device", "cpu", "--output_dir=o"]
+    run(*BASE, *typed, "--write", "mine.yaml")
+    said = capsys.readouterr()
+    assert said.out == "written to mine.yaml; next: anymix train mine.yaml\n"
+    assert "anymix: --local_rank: processes are started here" in said.err and "  F1: weights were updated" in said.err
+    text = (tmp_path / "mine.yaml").read_text()
+    assert text.startswith("# anymix train mine.yaml\n# From PaddleMIX's train_text_to_image_lora_sdxl.py.\n")
+    made = config.load(yaml.safe_load(text))
+    assert (made.train.seed, made.train.lr, made.device.name, made.adapter and made.adapter.rank) == (7, 1e-3, "cpu", 4)
+    with pytest.raises(ValueError, match=r"mine.yaml is there already"):
+        run(*BASE, "--write", "mine.yaml")
+    with pytest.raises(ValueError, match="names no recipe; end it in .yaml"):
+        run(*BASE, "--write", "mine.txt")
+
+
+def test_an_override_of_a_key_that_is_not_there_is_answered() -> None:
+    with pytest.raises(ValueError, match=r"unknown key train.lrr, did you mean train.lr\?"):
+        run(*BASE, "--set", "train.lrr=1", "--write", "x.yaml")
+
+
+def test_a_wrong_flag_ends_with_one_sentence_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anymix.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["anymix", *BASE, "--resolutoin=512"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    sentence = "anymix: train_text_to_image_lora_sdxl.py has no --resolutoin, did you mean --resolution?\n"
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.slow
+def test_command_and_written_recipe_train_the_same_weights_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from families.tiny_pictures import tiny_sdxl
+
+    monkeypatch.chdir(tmp_path)
+    tiny_sdxl(tmp_path / "sdxl")
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + 8 * number, 36), (70 * number, 120, 30)).save(f"pictures/{number}.png")
+        Path(f"pictures/{number}.txt").write_text(f"shade {number}")
+    typed = ["--resolution=32", "--random_flip", "--num_train_epochs=2", "--mixed_precision=bf16", "--seed=3",
+             "--gradient_accumulation_steps=2", "--learning_rate=1e-2", "--lr_warmup_steps=0", "--device=cpu",
+             "--set=cache.path=cache"]  # fmt: skip
+    run(*BASE, *typed, "--output_dir=typed")
+    run(*BASE, *typed, "--output_dir=written", "--write=written.yaml")
+    run("train", "written.yaml")
+    typed_file, written_file = (load_file(f"{out}/pytorch_lora_weights.safetensors") for out in ("typed", "written"))
+    assert typed_file.keys() == written_file.keys() and len(typed_file) > 10
+    assert all(torch.equal(typed_file[name], written_file[name]) for name in typed_file)
+    assert any(tensor.abs().max() > 0 for name, tensor in typed_file.items() if "lora_B" in name)
