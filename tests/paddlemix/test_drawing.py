@@ -29,13 +29,16 @@ OTHER = {
 # what a flag only says beside others
 BESIDE = {"lr_num_cycles": ["--lr_scheduler=cosine_with_restarts"], "lr_power": ["--lr_scheduler=polynomial"],
           "num_validation_images": ["--validation_prompt=p"], "validation_epochs": ["--validation_prompt=p"],
-          "timestep_bias_begin": ["--timestep_bias_strategy=range"], "timestep_bias_end": ["--timestep_bias_strategy=range"],
-          "lr_warmup_steps": ["--lr_scheduler=linear"], "num_train_epochs": [], "train_data_dir": [],
+          "timestep_bias_begin": ["--timestep_bias_strategy=range"],
+          "timestep_bias_end": ["--timestep_bias_strategy=range"],
+          "lr_warmup_steps": ["--lr_scheduler=linear"],
           "class_data_dir": ["--with_prior_preservation", "--class_prompt=a dog"],
           "num_class_images": ["--with_prior_preservation", "--class_prompt=a dog"],
           "prior_loss_weight": ["--with_prior_preservation", "--class_prompt=a dog"],
           "class_prompt": ["--with_prior_preservation"], "with_prior_preservation": ["--class_prompt=a dog"],
           "text_encoder_lr": ["--train_text_encoder"]}  # fmt: skip
+
+WITHOUT = {"class_prompt": ["--class_prompt=a cat"]}  # it cannot be left out there
 
 
 def planned(name: str, *words: str) -> Plan:
@@ -72,21 +75,23 @@ def cases() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "flag"), cases())
 def test_no_flag_is_passed_over_in_silence(name: str, flag: str) -> None:
+    assert outcome(planned(name, *typed(name, flag))) != outcome(planned(name, *typed(name, flag, asked=False)))
+
+
+@pytest.mark.parametrize(("name", "flag"), cases())
+def test_what_a_flag_makes_is_a_recipe(name: str, flag: str) -> None:
+    run = config.load(planned(name, *typed(name, flag)).tree)
+    assert run.train.out and run.data.path
+
+
+def typed(name: str, flag: str, asked: bool = True) -> list[str]:
+    """A command with a flag that asks for something else than its default, or the same without it."""
     kind, default = THEIRS[name][flag][:2]
-    known = {entry for entry in THEIRS[name]}
-    beside = [word for word in BESIDE.get(flag, []) if word.partition("=")[0].removeprefix("--") in known]
-    typed = [f"--{flag}"] if kind == "switch" else [f"--{flag}={other(flag, kind, default)}"]
-    base = [word for word in musts(name) if not word.startswith(f"--{flag}=")]
-    if flag == "class_prompt":
-        before = ["--with_prior_preservation", "--class_prompt=a cat"]
-    else:
-        before = beside if flag != "with_prior_preservation" else []
-    if flag in MUSTS:
-        base_before = [*base, f"--{flag}={MUSTS[flag]}"]
-    else:
-        base_before = base
-    plain = outcome(planned(name, *base_before, *before))
-    assert outcome(planned(name, *base, *beside, *typed)) != plain
+    beside = [word for word in BESIDE.get(flag, []) if word.split("=")[0].removeprefix("--") in THEIRS[name]]
+    rest = [word for word in musts(name) if not asked or not word.startswith(f"--{flag}=")]
+    if not asked:
+        return [*rest, *beside, *WITHOUT.get(flag, [])]
+    return [*rest, *beside, f"--{flag}" if kind == "switch" else f"--{flag}={other(flag, kind, default)}"]
 
 
 def other(flag: str, kind: str, default: Any) -> str:
@@ -97,17 +102,6 @@ def other(flag: str, kind: str, default: Any) -> str:
     if kind == "number":
         return str((default or 0.25) * 0.5)
     return f"{default or ''}x"
-
-
-@pytest.mark.parametrize(("name", "flag"), cases())
-def test_what_a_flag_makes_is_a_recipe(name: str, flag: str) -> None:
-    kind, default = THEIRS[name][flag][:2]
-    known = {entry for entry in THEIRS[name]}
-    beside = [word for word in BESIDE.get(flag, []) if word.partition("=")[0].removeprefix("--") in known]
-    typed = [f"--{flag}"] if kind == "switch" else [f"--{flag}={other(flag, kind, default)}"]
-    base = [word for word in musts(name) if not word.startswith(f"--{flag}=")]
-    run = config.load(planned(name, *base, *beside, *typed).tree)
-    assert run.train.out and run.data.path
 
 
 FULL = (
@@ -141,9 +135,13 @@ SD3 = (
 def test_the_pages_full_sdxl_is_the_shipped_recipe() -> None:
     plan = translate(shlex.split(FULL))[1]
     ours, shipped = config.load(plan.tree), config.load("recipes/sdxl_full.yaml")
-    assert differing(ours, shipped) == {"data.path", "previews.every", "previews.steps", "train.out", "train.trackers"} - (
-        {"train.trackers"} if not ours.train.trackers else set()
-    )
+    assert differing(ours, shipped) == {
+        "data.path",
+        "previews.every",
+        "previews.steps",
+        "train.out",
+        "train.trackers",
+    } - ({"train.trackers"} if not ours.train.trackers else set())
     assert ours.previews.every == "5 epochs" and ours.previews.steps == 25
     assert plan.findings == [1, 2, 3, 4, 15, 16]
 

@@ -91,7 +91,9 @@ def _write(path: Path, script: Script, run: Run) -> None:
         raise ValueError(f"--write {path} is there already; give another name")
     tree = run.model_dump(mode="json", exclude_unset=True)
     body = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    path.write_text(f"# anymix train {shlex.quote(str(path))}\n# From PaddleMIX's {script.name}.\n{body}", encoding="utf-8")
+    path.write_text(
+        f"# anymix train {shlex.quote(str(path))}\n# From PaddleMIX's {script.name}.\n{body}", encoding="utf-8"
+    )
     typer.echo(f"written to {path}; next: anymix train {shlex.quote(str(path))}")
 
 

@@ -25,7 +25,9 @@ def wanted(names: Sequence[str], plan: Plan, label: str = "--report_to") -> list
         if name not in OURS:
             plan.say(f"{label}: there is no {name} here; {', '.join(OURS)} are what can be named, and {ALWAYS}")
         elif find_spec(name) is None:
-            plan.say(f"{label}: {name} is not installed (pip install 'anymix[track]'), the run goes on without; {ALWAYS}")
+            plan.say(
+                f"{label}: {name} is not installed (pip install 'anymix[track]'), the run goes on without; {ALWAYS}"
+            )
         elif name not in found:
             found.append(name)
     return found

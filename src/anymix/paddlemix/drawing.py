@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anymix.paddlemix import dashboards
 from anymix.paddlemix import drawing_flags as flags
-from anymix.paddlemix.commands import Plan, Script, Values
+from anymix.paddlemix.commands import Flag, Plan, Script, Values
 
 DTYPES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -43,7 +43,7 @@ def _common(values: Values, guidance: float) -> Plan:
 
 
 def _data(values: Values, plan: Plan) -> None:
-    """Where the pictures are. Theirs took --dataset_name and passed a folder over; a folder here needs no image_column."""
+    """Where the pictures are: like theirs, --dataset_name goes before a folder."""
     folder_flag = "train_data_dir" if "train_data_dir" in values else "instance_data_dir"
     named, folder = values["dataset_name"], values[folder_flag]
     if named is None and folder is None:
@@ -279,7 +279,7 @@ def _prior(values: Values, plan: Plan) -> None:
     plan.found(17)
 
 
-def _script(name: str, plan: Callable[[Values], Plan], *groups: tuple[flags.Flag, ...] | flags.Flag,
+def _script(name: str, plan: Callable[[Values], Plan], *groups: tuple[Flag, ...] | Flag,
             **defaults: object) -> Script:  # fmt: skip
     return Script(name, flags.of(flags.COMMON, *groups, **defaults), plan)
 
