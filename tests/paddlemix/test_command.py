@@ -93,3 +93,18 @@ def test_command_and_written_recipe_train_the_same_weights_to_the_bit(
     assert typed_file.keys() == written_file.keys() and len(typed_file) > 10
     assert all(torch.equal(typed_file[name], written_file[name]) for name in typed_file)
     assert any(tensor.abs().max() > 0 for name, tensor in typed_file.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(("environ", "times"), [({}, 0), ({"RANK": "0"}, 1), ({"RANK": "1"}, 0)])
+def test_of_several_processes_the_first_alone_says_what_differs(
+    environ: dict[str, str], times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anymix.cli import paddlemix as command
+
+    started: list[config.Run] = []
+    monkeypatch.setattr(command, "start", started.append)
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    run(*BASE, "--set=nproc=2")
+    assert capsys.readouterr().err.count("  F1: ") == times and started[0].nproc == 2

@@ -62,9 +62,11 @@ def _train(script: Script, plan: Plan, write: Path | None, overrides: Sequence[s
     run = config.load(plan.tree, overrides)
     if write is not None:
         _write(write, script, run)
-    _say(plan)
-    if write is None:
-        start(run)
+        _say(plan)
+        return
+    if run.nproc == 1 or "RANK" in os.environ:  # else it is this process that starts the others, and the first says it
+        _say(plan)
+    start(run)
 
 
 def _other(
@@ -98,7 +100,7 @@ def _write(path: Path, script: Script, run: Run) -> None:
 
 
 def _say(plan: Plan) -> None:
-    """On stderr, once for all processes: answers to flags, then what theirs did wrong."""
+    """On stderr, by the first process alone: answers to flags, then what theirs did wrong."""
     from anymix.paddlemix import sentence
 
     if os.environ.get("RANK", "0") != "0":
