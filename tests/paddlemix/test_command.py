@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,7 @@ def test_command_and_written_recipe_train_the_same_weights_to_the_bit(
 def test_of_several_processes_the_first_alone_says_what_differs(
     environ: dict[str, str], times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from anymix.cli import paddlemix as command
-
+    command = importlib.import_module("anymix.cli.paddlemix")
     started: list[config.Run] = []
     monkeypatch.setattr(command, "start", started.append)
     monkeypatch.delenv("RANK", raising=False)
