@@ -27,7 +27,9 @@ def run(*words: str) -> Any:
 def test_alone_it_lists_the_scripts_and_a_script_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
     run("paddlemix")
     listed = capsys.readouterr().out
-    assert "  train_text_to_image_sdxl.py\n" in listed and "  train_dreambooth_sd3.py\n" in listed
+    assert (
+        "\n  train_text_to_image_sdxl.py: SDXL: the UNet learns" in listed and "\n  train_dreambooth_sd3.py: " in listed
+    )
     run("paddlemix", "train_text_to_image_sdxl.py")
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("--timestep_bias_portion"))

@@ -117,8 +117,8 @@ def _list_scripts() -> None:
     from anymix.paddlemix import scripts
 
     typer.echo("anymix paddlemix runs the command lines of these scripts; a name alone lists its flags:")
-    for name in scripts():
-        typer.echo(f"  {name}")
+    for name, script in scripts().items():
+        typer.echo(f"  {name}: {script.about}")
 
 
 def _list_flags(script: Script) -> None:

@@ -279,33 +279,31 @@ def _prior(values: Values, plan: Plan) -> None:
     plan.found(17)
 
 
-def _script(name: str, plan: Callable[[Values], Plan], *groups: tuple[Flag, ...] | Flag,
-            **defaults: object) -> Script:  # fmt: skip
-    return Script(name, flags.of(flags.COMMON, *groups, **defaults), plan)
+def _script(
+    name: str, about: str, plan: Callable[[Values], Plan], *groups: tuple[Flag, ...] | Flag, **defaults: object
+) -> Script:
+    return Script(name, flags.of(flags.COMMON, *groups, **defaults), plan, about)
 
 
-_OLD = {"resolution": 512, "report_to": "visualdl", "validation_epochs": 50}
-_SD3 = {"resolution": 512, "train_batch_size": 4, "num_train_epochs": 1, "validation_epochs": 50,
-        "adam_weight_decay": 1e-4, "output_dir": "sd3-dreambooth"}  # fmt: skip
-_NO_PREVIEWS = ("validation_prompt", "num_validation_images", "validation_epochs")  # SD1.5 full has none
+_OLD = (flags.CAPTIONED, flags.OLDER)
+_OLD_NUMBERS = {"resolution": 512, "report_to": "visualdl", "validation_epochs": 50}
+_SDXL = (flags.PREVIEWED, flags.CAPTIONED, flags.NEWER, flags.SDXL)
+_SD3 = (flags.PREVIEWED, flags.SUBJECT, flags.NEWER)
+_SD3_NUMBERS = {"resolution": 512, "train_batch_size": 4, "num_train_epochs": 1, "validation_epochs": 50,
+                "adam_weight_decay": 1e-4, "output_dir": "sd3-dreambooth"}  # fmt: skip
 
 SCRIPTS = (
-    Script(
-        "train_text_to_image.py",
-        tuple(
-            flag
-            for flag in flags.of(flags.COMMON, flags.CAPTIONED, flags.OLDER, flags.EMA, flags.SNR, **_OLD,
-                                 output_dir="sd-model-finetuned")  # fmt: skip
-            if flag.name not in _NO_PREVIEWS
-        ),
-        sd15_full,
-    ),
-    _script("train_text_to_image_lora.py", sd15_lora, flags.CAPTIONED, flags.OLDER, flags.rank("lora_rank"), **_OLD,
+    _script("train_text_to_image.py", "Stable Diffusion 1.5 and 2: the UNet learns captioned pictures",
+            sd15_full, *_OLD, flags.EMA, flags.SNR, **_OLD_NUMBERS, output_dir="sd-model-finetuned"),
+    _script("train_text_to_image_lora.py", "the same by a LoRA",
+            sd15_lora, flags.PREVIEWED, *_OLD, flags.rank("lora_rank"), **_OLD_NUMBERS,
             output_dir="sd-model-finetuned-lora"),
-    _script("train_text_to_image_sdxl.py", sdxl_full, flags.CAPTIONED, flags.NEWER, flags.SDXL, flags.BIASED, flags.EMA,
-            output_dir="sdxl-model-finetuned"),
-    _script("train_text_to_image_lora_sdxl.py", sdxl_lora, flags.CAPTIONED, flags.NEWER, flags.SDXL, flags.TEXT_TOO,
-            flags.rank("rank"), output_dir="sd-model-finetuned-lora"),
-    _script("train_dreambooth_sd3.py", sd3_full, flags.SUBJECT, flags.NEWER, flags.TEXT_TOO, **_SD3),
-    _script("train_dreambooth_lora_sd3.py", sd3_lora, flags.SUBJECT, flags.NEWER, flags.rank("rank"), **_SD3),
+    _script("train_text_to_image_sdxl.py", "SDXL: the UNet learns captioned pictures",
+            sdxl_full, *_SDXL, flags.BIASED, flags.EMA, output_dir="sdxl-model-finetuned"),
+    _script("train_text_to_image_lora_sdxl.py", "the same by a LoRA",
+            sdxl_lora, *_SDXL, flags.TEXT_TOO, flags.rank("rank"), output_dir="sd-model-finetuned-lora"),
+    _script("train_dreambooth_sd3.py", "SD3: the transformer learns a subject",
+            sd3_full, *_SD3, flags.TEXT_TOO, **_SD3_NUMBERS),
+    _script("train_dreambooth_lora_sd3.py", "the same by a LoRA",
+            sd3_lora, *_SD3, flags.rank("rank"), **_SD3_NUMBERS),
 )  # fmt: skip

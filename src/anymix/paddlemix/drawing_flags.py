@@ -22,9 +22,6 @@ COMMON = (
         says="models are found in ANYMIX_MODELS and the hubs' caches (HF_HOME moves them); what pictures are encoded "
         "to has a cache of its own, --set cache.path=FOLDER",
     ),
-    Flag("validation_prompt", sets="previews.prompts"),
-    Flag("num_validation_images", "whole", 4, sets="previews.count"),
-    Flag("validation_epochs", "whole", 1, sets="previews.every"),
     Flag("output_dir", to="train.out"),
     Flag("seed", "whole", to="train.seed"),
     Flag("resolution", "whole", 1024, to="data.resolution", sets="data.buckets=false"),
@@ -49,6 +46,11 @@ COMMON = (
     Flag("hub_model_id", says=UPLOAD),
     Flag("logging_dir", default="logs", says="metrics.jsonl, report.html and dashboards lie in --output_dir"),
     Flag("report_to", default="tensorboard", sets="train.trackers"),
+)
+PREVIEWED = (
+    Flag("validation_prompt", sets="previews.prompts"),
+    Flag("num_validation_images", "whole", 4, sets="previews.count"),
+    Flag("validation_epochs", "whole", 1, sets="previews.every"),
 )
 CAPTIONED = (
     Flag("train_data_dir", sets="data.path"),
