@@ -6,6 +6,7 @@ cores is cut down by `--set`: steps, sizes, previews.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -181,3 +182,76 @@ def parquet(path: Path) -> None:
     ]
     kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     datasets.Dataset.from_list(entries, features=kinds).to_parquet(os.fspath(path))
+
+
+LINKED = "The pages it links"
+
+
+@pytest.mark.slow
+def test_the_linked_page_on_sd3_trained_and_drawn(
+    house: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house("sd3", "stabilityai/stable-diffusion-3-medium-diffusers")
+    Path("dog").mkdir()
+    for number in range(3):
+        Image.new("RGB", (80, 64 + 8 * number), (90, 60 * number, 30)).save(f"dog/{number}.jpg")
+    train, draw = commands(LINKED)[:2]
+    run(train, *SMALL)
+    assert Path("trained-sd3-lora/pytorch_lora_weights.safetensors").exists()
+    run([{"512": "64", "50": "2"}.get(word, word) for word in draw])
+    assert Image.open("text_to_image_generation-stable_diffusion_3-result.png").size == (64, 64)
+    capsys.readouterr()
+    run(["generate", "trained-sd3-lora", "a photo of sks dog", "--steps=2", "--device=cpu", "-o", "dog.png"])
+    assert "sd3 on cpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_linked_page_on_llava_trained_merged_and_asked(
+    house: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house("llava_next", "liuhaotian/llava-v1.6-vicuna-7b")
+    rows(tmp_path / "cards", 8)
+    pairs = [json.loads(line) for line in Path("cards/rows.jsonl").read_text().splitlines()]
+    listed = [
+        {"image": f"cards/{row['image']}", "conversations": [[turn["value"] for turn in row["conversations"]]]}
+        for row in pairs
+        if "image" in row
+    ]
+    for name in ("train.json", "val.json"):
+        Path(name).write_text(json.dumps(listed))
+    Path("chat_template.json").write_text('{"conversation": []}')
+    Path("paddlemix/demo_images").mkdir(parents=True)
+    shutil.copy("cards/0.png", "paddlemix/demo_images/examples_image1.jpg")
+    train, merge, ask = commands(LINKED)[2:]
+    argument = Path(train[-1])
+    argument.parent.mkdir(parents=True)
+    argument.write_text(json.dumps(LLAVA))
+    run(train, "train.steps=2", "device=cpu")
+    assert "is liuhaotian/llava-v1.6-vicuna-7b" in capsys.readouterr().err
+    assert Path("checkpoints/llava_sft_ckpts/adapter_model.safetensors").exists()
+    run(merge)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What colour is the card?\n"))
+    run([*ask, "--device", "cpu"])
+    said = capsys.readouterr()
+    assert said.out.rstrip().splitlines()[-1] and "llava_merge: llava_next on cpu, float16" in said.err
+
+
+# paddlemix/config/llava/v1_6/lora_sft_argument.json at commit 6afaf05, its keys and values
+LLAVA = {
+    "model_name_or_path": "paddlemix/llava/llava-v1.6-vicuna-7b",
+    "dataset": {
+        part: [{"name": "chatml_dataset", "data_files": file, "chat_template": "chat_template.json"}]
+        for part, file in (("train", "train.json"), ("eval", "val.json"))
+    },
+    "mixtoken": False, "output_dir": "./checkpoints/llava_sft_ckpts", "overwrite_output_dir": True, "recompute": True,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 1,
+    "eval_accumulation_steps": 16, "num_train_epochs": 1, "learning_rate": 2e-04, "mm_projector_lr": 2e-5,
+    "weight_decay": 0.0, "warmup_ratio": 0.03, "lr_scheduler_type": "cosine", "logging_steps": 1, "save_steps": 100,
+    "evaluation_strategy": "epoch", "save_strategy": "epoch", "max_length": 2048, "bf16": False, "fp16_opt_level": "O1",
+    "do_train": True, "do_eval": False, "disable_tqdm": True, "load_best_model_at_end": False,
+    "eval_with_do_generation": False, "skip_memory_metrics": False, "benchmark": False, "save_total_limit": 1,
+    "lora": True, "lora_rank": 128, "lora_alpha": 256, "lora_dropout": 0.0,
+    "lora_target_modules": [
+        f"llama.layer.*{name}_proj.*" for name in ("q", "k", "v", "gate", "up", "down", "o")
+    ],
+}  # fmt: skip
