@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anymix.paddlemix import Plan, Script
 
 Command = Annotated[
-    list[str] | None, typer.Argument(help="Their command as it stands: [python] SCRIPT FLAGS ..., or sh SCRIPT.sh.")
+    list[str] | None, typer.Argument(help="Their command as it stands: python SCRIPT FLAGS ..., or sh SCRIPT.sh.")
 ]
 Write = Annotated[Path | None, typer.Option("--write", help="Write the recipe (.yaml) instead of training.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, on top; may be given again.")]
