@@ -54,6 +54,7 @@ KEYS: tuple[Flag, ...] = (
     answered("top_k", "whole", 1, "nothing is generated while it trains; anymix chat has --top-k"),
     answered("top_p", "number", 1.0, "nothing is generated while it trains; anymix chat has --top-p"),
     *trainer.FLAGS,
+    *trainer.ADDED,
 )
 
 # Parts of their networks by the beginning of a name, and the parameters those are here; longer ones stand first.
@@ -229,8 +230,6 @@ def _freezes(values: Values, plan: Plan, names: Mapping[str, Sequence[str]]) -> 
                     f"take it out, and name parameters by --set {ours}=[...]"
                 )
             plan.add(ours, *names[stem])
-    if values["freeze_exclude"] and not values["freeze_include"] and not values["lora"]:
-        plan.say("freeze_exclude: without freeze_include all that theirs trained trains, and what it names")
 
 
 def _rates(values: Values, plan: Plan) -> None:
@@ -240,7 +239,9 @@ def _rates(values: Values, plan: Plan) -> None:
     plan.put("train.lr_by", {PROJECTOR: rate})
     if values["lora"]:
         plan.add("train.unfreeze", PROJECTOR)
-        plan.say("mm_projector_lr: the projector trains beside the LoRA, at this rate; in theirs the LoRA had frozen it")
+        plan.say(
+            "mm_projector_lr: the projector trains beside the LoRA, at this rate; in theirs the LoRA had frozen it"
+        )
 
 
 # --------------------------------------------------------------------------------------------------- LLaVA

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -28,14 +31,22 @@ _EACH: dict[str, dict[str, Any]] = {
 _SPLITS = ("sharding", "sharding_parallel_degree")  # of one process ask for what happens anyway
 
 
+# Counted in a process of its own: what imports a card's library here would be too early for the settings of the run.
+_COUNT = """
+import torch
+from anymix.device.choose import MISSING, ORDER
+kind = next(kind for kind in ORDER if MISSING[kind]() is None)
+print(1 if kind == "cpu" else torch.get_device_module(kind).device_count())
+"""
+
+
 def cards() -> int:
     """How many cards this machine has, 1 where it has none: the one process then runs on what there is."""
-    import torch
-
-    from anymix.device import pick
-
-    kind = pick("auto").kind
-    return 1 if kind == "cpu" else max(1, int(torch.get_device_module(kind).device_count()))
+    if several := os.environ.get("LOCAL_WORLD_SIZE"):  # this is one of the processes that were started
+        return int(several)
+    counted = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True)
+    words = counted.stdout.split()
+    return max(1, int(words[-1])) if counted.returncode == 0 and words else 1
 
 
 def _shell(size: str, values: Values) -> Plan:

@@ -15,18 +15,27 @@ from anymix.paddlemix.trainer import answered
 VISION = "model.vision_tower.*"
 LANGUAGE = ("model.language_model.*", "lm_head.*")
 PROJECTOR = "model.multi_modal_projector.*"
-_LAYERS = {"1B": 24, "2B": 24, "4B": 24, "8B": 24, "26B": 45, "40B": 45, "Llama3-76B": 45}  # of InternVL2's vision tower
-_OURS = {"llava_v1": "llava_v1", "vicuna_v1": "llava_v1", "v1": "llava_v1", "mistral_instruct": "mistral_instruct",
-         "chatml_direct": "chatml_direct", "llava_llama_3": "llava_llama_3", "plain": "plain", "v0_plain": "plain"}  # fmt: skip
+_LAYERS = {
+    "1B": 24,
+    "2B": 24,
+    "4B": 24,
+    "8B": 24,
+    "26B": 45,
+    "40B": 45,
+    "Llama3-76B": 45,
+}  # of InternVL2's vision tower
+_TEMPLATES = {name: name for name in ("llava_v1", "mistral_instruct", "chatml_direct", "llava_llama_3", "plain")}
+_TEMPLATES |= {"mistral_direct": "chatml_direct", "v0_plain": "plain"}  # the same under another name
 
 
 def model_id(name: str, plan: Plan) -> str:
     """A model by the name it has where its weights are released, or the folder as it is. Raises ValueError for one
     that no family here is of."""
-    if Path(name).expanduser().exists() or not name.startswith("paddlemix/"):
+    last = name.rstrip("/").rpartition("/")[2]
+    theirs = name.startswith("paddlemix/")
+    if Path(name).expanduser().exists() or not (theirs or re.match(r"llava-v1\.5-|vicuna-", last)):
         return name
-    last = name.removeprefix("paddlemix/").rpartition("/")[2]
-    if found := re.fullmatch(r"llava-v1\.6-(?:vicuna-)?(7b|13b)", last):
+    if found := theirs and re.fullmatch(r"llava-v1\.6-(?:vicuna-)?(7b|13b)", last):
         ours = f"liuhaotian/llava-v1.6-vicuna-{found[1]}"
         plan.say(f"{name} is {ours}, where its authors released it")
         return ours
@@ -79,8 +88,6 @@ def _internvl2(values: Values) -> Plan:
     _one_model(values, plan)
     _tiles(values, plan)
     _what_trains(values, plan)
-    if values["mm_projector_lr"] is not None:
-        _projector_rate(values, plan)
     if values["recompute"] or values["grad_checkpoint"]:
         plan.found(8)
     plan.found(9, 18, 19)
@@ -95,7 +102,9 @@ def _one_model(values: Values, plan: Plan) -> None:
     parts = [name for name in ("vision_path", "llm_path", "mlp_path") if values[name] is not None]
     if values["model_name_or_path"] is None or parts:
         found = f"found --{parts[0]}" if parts else "and there is none"
-        raise ValueError(f"expected --model_name_or_path, one folder that holds the whole model, {found}; type it alone")
+        raise ValueError(
+            f"expected --model_name_or_path, one folder that holds the whole model, {found}; type it alone"
+        )
     plan.put("model.path", values["model_name_or_path"])
     fixed = {"down_sample_ratio": 0.5, "ps_version": "v2", "vision_select_layer": -1, "normalize_type": "imagenet"}
     for name, only in fixed.items():
@@ -159,7 +168,7 @@ def _what_trains(values: Values, plan: Plan) -> None:
             _free(plan, "--unfreeze_vit_layers", glob, "vision" in parts or frozen["vision"])
     everything = all(frozen.values()) and not parts and not plan.tree["train"].get("unfreeze")
     if everything:
-        raise ValueError("--freeze_llm, --freeze_backbone and --freeze_mlp are all on, and nothing trains; take one out")
+        raise ValueError("--freeze_llm, --freeze_backbone and --freeze_mlp are all on: nothing trains; take one out")
 
 
 def _free(plan: Plan, flag: str, glob: str, at_rest: bool) -> None:
@@ -181,13 +190,6 @@ def _vision_layers(values: Values) -> list[str]:
     if not -count <= first < count:
         raise ValueError(f"--unfreeze_vit_layers: expected {-count} to {count - 1}, found {first}")
     return [f"model.vision_tower.encoder.layer.{n}.*" for n in range(count)[first:]]
-
-
-def _projector_rate(values: Values, plan: Plan) -> None:
-    if values["freeze_mlp"]:
-        plan.say("--mm_projector_lr: --freeze_mlp keeps the projector as it is")
-    else:
-        plan.put("train.lr_by", {PROJECTOR: values["mm_projector_lr"]})
 
 
 # ------------------------------------------------------------------------------------------ asked, merged, drawn
@@ -235,8 +237,8 @@ def _multiround(values: Values) -> Plan:
     if values["fp16"]:
         plan.words += ["--dtype", "fp16"]
     mode = values["conv-mode"]
-    if mode in _OURS:
-        plan.words += ["--template", _OURS[mode]]
+    if mode in _TEMPLATES:
+        plan.words += ["--template", _TEMPLATES[mode]]
     elif mode is not None:
         plan.say(f"--conv-mode {mode}: no LLaVA-1.6 was made with it, so that the model's own template is taken")
     plan.say("questions are typed at the terminal; /quit or Ctrl-D ends, and an empty line does not")
@@ -287,7 +289,7 @@ def _deployed(values: Values) -> Plan:
 
 FINETUNE = Script(
     "internvl_chat_finetune.py",
-    (*_INTERNVL2, *(flag for flag in trainer.FLAGS)),
+    (*_INTERNVL2, *trainer.FLAGS),
     _internvl2,
     "InternVL2: train it on the rows of a meta file",
 )

@@ -58,9 +58,6 @@ _HONOURED = (
     Flag("do_train", "truth", False, sets="(said where it is not there)"),
     Flag("sharding", "text", "", says="optimizer state is whole on every card, as nothing is split over them",
          idle=("", None)),
-    Flag("group_by_modality_length", "truth", False, idle=(False,),
-         says="rows are laid end to end without padding, so that there is nothing to group"),
-    Flag("mm_projector_lr", "number", None, sets="train.lr_by"),
 )  # fmt: skip
 
 _LOGS = (
@@ -73,8 +70,6 @@ _LOGS = (
     answered("log_level", "text", "passive", "what is said is the same at every level"),
     answered("skip_memory_metrics", "truth", True, "peak memory is what a --dry-run measures"),
     answered("skip_profile_timer", "truth", True, "seconds of every step are in metrics.jsonl in any case"),
-    answered("benchmark", "truth", False, "rows and tokens a second are in metrics.jsonl of any run"),
-    answered("profiler_options", "text", None, "there is no profiler; anymix diagnose tells where time goes"),
 )
 
 _EVALUATES = (
@@ -88,7 +83,9 @@ _EVALUATES = (
     answered("max_evaluate_steps", "whole", -1, "all of data.val is looked at; give a smaller file"),
     answered("bf16_full_eval", "truth", False, "validation computes as training does"),
     answered("fp16_full_eval", "truth", False, "validation computes as training does"),
-    answered("load_best_model_at_end", "truth", False, "the weights of the lowest loss lie in best/, beside the last ones"),
+    answered(
+        "load_best_model_at_end", "truth", False, "the weights of the lowest loss lie in best/, beside the last ones"
+    ),
     answered("metric_for_best_model", "text", None, "the one measure is the validation loss"),
     answered("greater_is_better", "truth", None, "the one measure is the validation loss, the smaller the better"),
     answered("label_names", "list", None, "what is learned is marked in the row, not in a column of a name"),
@@ -125,7 +122,7 @@ _FILES = (
     answered("save_sharded_model", "truth", False, "weights are saved whole, in safetensors"),
     answered("load_sharded_model", "truth", False, "weights are read whole, from safetensors"),
     answered("unified_checkpoint", "truth", False, "a checkpoint is one folder, on however many cards it goes on"),
-    answered("unified_checkpoint_config", "text", "", "a checkpoint is one folder, written before training goes on", None),
+    answered("unified_checkpoint_config", "text", "", "a checkpoint is written whole before training goes on", None),
     answered("ignore_data_skip", "truth", False, "a run goes on with the rows it had not seen yet"),
     answered("lazy_data_processing", "truth", True, "rows are read when their turn comes"),
     answered("dataloader_drop_last", "truth", False, "no row is left out of an epoch"),
@@ -137,12 +134,19 @@ _RATES = (
     answered("num_cycles", "number", 0.5, "a cosine falls once, from the peak to 0"),
     answered("lr_end", "number", 1e-7, "the rate falls to 0"),
     answered("power", "number", 1.0, "in place of a polynomial the rate falls in a straight line"),
-    answered("warmup_start_lr", "number", 1e-6, "the warm-up begins at 0; these scripts never read it"),
-    answered("eta_min", "number", 1e-5, "the rate falls to 0; these scripts never read it"),
-    answered("lr_scheduler_name", "text", "CosineDecayWithWarmup", "lr_scheduler_type says it; nobody read this one"),
 )
 
 FLAGS: tuple[Flag, ...] = (*_HONOURED, *_LOGS, *_EVALUATES, *_PRECISION, *_MANY, *_FILES, *_RATES)
+
+ADDED: tuple[Flag, ...] = (  # by PaddleMIX, for its toolbox
+    Flag("mm_projector_lr", "number", None, sets="train.lr_by"),
+    answered("group_by_modality_length", "truth", False, "rows are laid end to end without padding: nothing to group"),
+    answered("warmup_start_lr", "number", 1e-6, "the warm-up begins at 0; nobody read this one"),
+    answered("eta_min", "number", 1e-5, "the rate falls to 0; nobody read this one"),
+    answered("lr_scheduler_name", "text", "CosineDecayWithWarmup", "lr_scheduler_type says it; nobody read this one"),
+    answered("benchmark", "truth", False, "rows and tokens a second are in metrics.jsonl of any run"),
+    answered("profiler_options", "text", None, "there is no profiler; anymix diagnose tells where time goes"),
+)
 
 
 def settle(values: Values, plan: Plan) -> None:
