@@ -66,7 +66,7 @@ _LOGS = (
     answered("logging_first_step", "truth", False, "--set train.log_every=1 writes the first step, and every other"),
     answered("log_on_each_node", "truth", True, "one process writes the metrics of all"),
     answered("run_name", "text", None, "a run is called by its folder"),
-    answered("disable_tqdm", "truth", False, "a bar is drawn at a terminal, and lines are written elsewhere", True),
+    answered("disable_tqdm", "truth", False, "a bar is drawn at a terminal, and lines are written elsewhere"),
     answered("log_level", "text", "passive", "what is said is the same at every level"),
     answered("skip_memory_metrics", "truth", True, "peak memory is what a --dry-run measures"),
     answered("skip_profile_timer", "truth", True, "seconds of every step are in metrics.jsonl in any case"),
@@ -76,7 +76,7 @@ _EVALUATES = (
     answered("do_eval", "truth", False, "evaluation_strategy says whether it validates"),
     answered("do_predict", "truth", False, "anymix predict answers the rows of a file"),
     answered("do_export", "truth", False, "there is no static graph to export; anymix chat opens what was trained"),
-    answered("prediction_loss_only", "truth", False, "validation is the loss, and keeps nothing else", True),
+    Flag("prediction_loss_only", "truth", False, says="validation is the loss, and keeps nothing else", idle=(True,)),
     answered("per_device_eval_batch_size", "whole", 8, "validation takes as many rows a forward as training", 1),
     answered("eval_accumulation_steps", "whole", None, "no answers are gathered, so that none wait on the card"),
     answered("minimum_eval_times", "whole", None, "--set train.val_every says how often it validates"),
@@ -94,7 +94,7 @@ _EVALUATES = (
 
 _PRECISION = (
     answered("fp16_opt_level", "text", "O1", "weights that train are fp32, and computing is what bf16 or fp16 says"),
-    answered("amp_master_grad", "truth", False, "gradients of what trains are always fp32", True),
+    Flag("amp_master_grad", "truth", False, says="gradients of what trains are always fp32", idle=(True,)),
     answered("amp_custom_black_list", "list", None, "what must stay in fp32 is settled by the autocast"),
     answered("amp_custom_white_list", "list", None, "what may be in half precision is settled by the autocast"),
     answered("scale_loss", "number", 32768.0, "the scale of fp16 begins at the usual 65536 and finds its place"),
@@ -111,7 +111,7 @@ _MANY = (
     answered("local_rank", "whole", -1, "nproc=N starts the processes, and each is told its place"),
     answered("nccl_comm_group_config", "text", None, CARDS),
     answered("use_hybrid_parallel", "truth", False, CARDS),
-    answered("distributed_dataloader", "truth", False, "every process reads its own rows", True),
+    Flag("distributed_dataloader", "truth", False, says="every process reads its own rows", idle=(True,)),
     answered("flatten_param_grads", "truth", False, "gradients are summed in buckets, and need no flattening"),
 )  # fmt: skip
 
