@@ -124,10 +124,18 @@ class Script:
     flags: tuple[Flag, ...]
     plan: Callable[[Values], Plan]
     about: str = ""
+    positional: str = ""  # the flag that a bare word is for: a config's file
+    variables: tuple[Flag, ...] = ()  # what it reads from the environment, or from before its name
 
-    def read(self, words: Sequence[str]) -> Values:
+    def read(self, words: Sequence[str], environ: Mapping[str, str] | None = None) -> Values:
         """The values of a command line. Raises ValueError in a sentence for a flag or value this script has not."""
-        return Values(self.flags, _parsed(self, words))
+        said = {flag: (environ or {}).get(flag.name) for flag in self.variables}
+        given = {flag.name: _of_variable(flag, text) for flag, text in said.items() if text}
+        return Values((*self.flags, *self.variables), given | _parsed(self, words))
+
+
+def _instead(script: Script) -> str:
+    return f"{', '.join(flag.name for flag in script.variables)} may be typed before it, as NAME=value"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,7 +143,16 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{self.prog}: {message}")
 
 
+def _of_variable(flag: Flag, text: str) -> Any:
+    try:
+        return made(flag, _from_text(flag.kind, text))
+    except ValueError as error:
+        raise ValueError(f"{flag.name}={text}: {error}") from None
+
+
 def _parsed(script: Script, words: Sequence[str]) -> dict[str, Any]:
+    if script.positional and words and not words[0].startswith("-"):
+        words = [f"--{script.positional}={words[0]}", *words[1:]]
     parser = _Parser(script.name, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
     for flag in script.flags:
         extra: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}
@@ -150,8 +167,12 @@ def _parsed(script: Script, words: Sequence[str]) -> dict[str, Any]:
         parser.add_argument(flag.typed, **extra)
     found, unknown = parser.parse_known_args(_lists_apart(words))
     if unknown:
+        if not script.flags:
+            raise ValueError(f"{script.name} takes no flags, as in theirs, found {unknown[0]}; {_instead(script)}")
         raise ValueError(f"{script.name} has no {_nearest(script, unknown[0])}")
     missing = [flag.typed for flag in script.flags if flag.required and flag.name not in vars(found)]
+    if script.positional and missing:
+        raise ValueError(f"{script.name} takes one word, the {script.positional}; write it after the name")
     if missing:
         raise ValueError(f"{script.name} needs {' and '.join(missing)}, as in their script; add it")
     return vars(found)

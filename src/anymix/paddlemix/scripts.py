@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from anymix.paddlemix import drawing
+from anymix.paddlemix import configs, drawing, shells, talking
 from anymix.paddlemix.commands import Plan, Script
 
 LAUNCH = {"nproc_per_node", "gpus", "devices", "npus"}  # of paddle.distributed.launch: how many processes
@@ -22,7 +22,7 @@ LAUNCH_IDLE = {"log_dir", "master", "nnodes", "rank", "ips", "run_mode"}
 @functools.cache
 def scripts() -> Mapping[str, Script]:
     """Every script by its file's name."""
-    return {script.name: script for script in (*drawing.SCRIPTS,)}
+    return {script.name: script for script in (*drawing.SCRIPTS, *talking.SCRIPTS, *configs.SCRIPTS, *shells.SCRIPTS)}
 
 
 def owners(flag: str) -> list[str]:
@@ -37,7 +37,7 @@ def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         raise ValueError(_no_script(words))
     said, processes = _before(words[:place])
     script = scripts()[Path(words[place]).name]
-    plan = script.plan(script.read(words[place + 1 :]))
+    plan = script.plan(script.read(words[place + 1 :], {**environ, **said}))
     if processes is not None and plan.tree:
         plan.put("nproc", processes)
     return script, plan
