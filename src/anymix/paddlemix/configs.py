@@ -105,7 +105,7 @@ def translated(name: str, tree: Mapping[str, Any], pretrains: bool = False) -> P
     trainer.checkpointing(values["recompute"], plan)
     path = model_id(values["model_name_or_path"], plan)
     plan.put("model.path", path)
-    llava = "internvl" not in path.lower()
+    llava = _is_llava(path)
     _data(values, plan)
     _lora(values, plan)
     _freezes(values, plan, _LLAVA if llava else _INTERNVL2)
@@ -117,6 +117,24 @@ def translated(name: str, tree: Mapping[str, Any], pretrains: bool = False) -> P
         raise ValueError(f"{name}: pretrain.py is LLaVA's, and model_name_or_path is {path}; name a LLaVA-1.6")
     plan.found(*((21,) if llava else (9,)), 22)
     return plan
+
+
+def _is_llava(path: str) -> bool:
+    """By its config.json where it is on this machine, else by its id: LLaVA, or InternVL2. Raises ValueError for
+    neither."""
+    from anymix.adapters import files
+    from anymix.families.common.shards import read_json
+
+    folder = files.local(path)
+    config = Path(folder or "") / "config.json"
+    said = json.dumps(read_json(config).get("architectures")) if folder and config.is_file() else path
+    for name in ("llava", "internvl"):
+        if name in said.lower():
+            return name == "llava"
+    raise ValueError(
+        f"{path}: a config of the toolbox is for LLaVA-1.6 or InternVL2 here; for Qwen2-VL type anymix train "
+        "recipes/qwen2vl_2b_full.yaml, and other models have no family in anymix"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- rows

@@ -17,13 +17,13 @@ def wanted(names: Sequence[str], plan: Plan, label: str = "--report_to") -> list
     A run is not stopped for want of a dashboard: all that it would show is in metrics.jsonl."""
     if "all" in names:
         names = [name for name in OURS if find_spec(name) is not None]
-        plan.say(f"{label}: all that are installed: {', '.join(names) or 'none'}; {ALWAYS}")
+        plan.say(f"{label} all: those that are installed: {', '.join(names) or 'none'}; {ALWAYS}")
     found: list[str] = []
     for name in names:
-        if name in ("none", ""):
+        if name in ("none", "None", ""):
             continue
         if name not in OURS:
-            plan.say(f"{label}: there is no {name} here; {', '.join(OURS)} are what can be named, and {ALWAYS}")
+            plan.say(f"{label} {name}: there is none here; {', '.join(OURS)} can be named, and {ALWAYS}")
         elif find_spec(name) is None:
             plan.say(
                 f"{label}: {name} is not installed (pip install 'anymix[track]'), the run goes on without; {ALWAYS}"

@@ -31,13 +31,7 @@ _EACH: dict[str, dict[str, Any]] = {
 _SPLITS = ("sharding", "sharding_parallel_degree")  # of one process ask for what happens anyway
 
 
-# Counted in a process of its own: what imports a card's library here would be too early for the settings of the run.
-_COUNT = """
-import torch
-from anymix.device.choose import MISSING, ORDER
-kind = next(kind for kind in ORDER if MISSING[kind]() is None)
-print(1 if kind == "cpu" else torch.get_device_module(kind).device_count())
-"""
+_COUNT = "from anymix.device.choose import present; print(present())"
 
 
 def cards() -> int:

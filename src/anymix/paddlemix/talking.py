@@ -15,15 +15,8 @@ from anymix.paddlemix.trainer import answered
 VISION = "model.vision_tower.*"
 LANGUAGE = ("model.language_model.*", "lm_head.*")
 PROJECTOR = "model.multi_modal_projector.*"
-_LAYERS = {
-    "1B": 24,
-    "2B": 24,
-    "4B": 24,
-    "8B": 24,
-    "26B": 45,
-    "40B": 45,
-    "Llama3-76B": 45,
-}  # of InternVL2's vision tower
+# of the vision tower, for an id whose folder is not here
+_LAYERS = {"1B": 24, "2B": 24, "4B": 24, "8B": 24, "26B": 45, "40B": 45, "Llama3-76B": 45}
 _TEMPLATES = {name: name for name in ("llava_v1", "mistral_instruct", "chatml_direct", "llava_llama_3", "plain")}
 _TEMPLATES |= {"mistral_direct": "chatml_direct", "v0_plain": "plain"}  # the same under another name
 
@@ -181,15 +174,27 @@ def _free(plan: Plan, flag: str, glob: str, at_rest: bool) -> None:
 def _vision_layers(values: Values) -> list[str]:
     """Layers from a number on, counted from the end where it is negative."""
     first, name = values["unfreeze_vit_layers"], values["model_name_or_path"].rstrip("/")
-    count = next((many for size, many in _LAYERS.items() if name.endswith(f"InternVL2-{size}")), None)
+    count = _own_layers(name) or next((n for size, n in _LAYERS.items() if name.endswith(f"InternVL2-{size}")), None)
     if count is None:
         raise ValueError(
-            f"--unfreeze_vit_layers {first}: {name} does not tell by its name how many layers there are; leave it out "
+            f"--unfreeze_vit_layers {first}: {name} is not here, and does not tell by its name how many layers there are; leave it out "
             'and add --set train.unfreeze=["model.vision_tower.encoder.layer.23.*"], with the layers you mean'
         )
     if not -count <= first < count:
         raise ValueError(f"--unfreeze_vit_layers: expected {-count} to {count - 1}, found {first}")
     return [f"model.vision_tower.encoder.layer.{n}.*" for n in range(count)[first:]]
+
+
+def _own_layers(name: str) -> int | None:
+    from anymix.adapters import files
+    from anymix.families.common.shards import read_json
+
+    folder = files.local(name)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    said = read_json(folder / "config.json").get("vision_config") or {}
+    count = said.get("num_hidden_layers")
+    return count if isinstance(count, int) else None
 
 
 # ------------------------------------------------------------------------------------------ asked, merged, drawn

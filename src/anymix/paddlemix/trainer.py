@@ -5,12 +5,11 @@ Their defaults count where nothing is typed, so that a command means here what i
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
+from anymix.paddlemix import dashboards
 from anymix.paddlemix.commands import Flag, Plan, Values
 
-TRACKERS = ("tensorboard", "wandb", "swanlab")
 SCHEDULES = {
     "linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant",
     "cosine_with_restarts": "cosine", "polynomial": "linear",
@@ -256,22 +255,9 @@ def _validates(values: Values, plan: Plan) -> None:
 
 
 def _trackers(values: Values, plan: Plan) -> None:
-    wanted = [name for word in values["report_to"] or [] for name in word.split(",") if name not in ("none", "None")]
-    for name in TRACKERS if "all" in wanted else wanted:
-        if name == "visualdl":
-            plan.say(
-                f"{values.dashes}report_to visualdl: metrics.jsonl and report.html are always written; the nearest "
-                "dashboard is tensorboard"
-            )
-        elif name not in TRACKERS:
-            raise ValueError(f"{values.dashes}report_to: expected visualdl, {', '.join(TRACKERS)}, found {name!r}")
-        elif importlib.util.find_spec(name) is not None:
-            plan.add("train.trackers", name)
-        else:
-            plan.say(
-                f"{values.dashes}report_to {name}: it is not installed, and the run goes on without; "
-                f"pip install {name} brings it"
-            )
+    named = [name for word in values["report_to"] or [] for name in word.split(",")]
+    for name in dashboards.wanted(named, plan, f"{values.dashes}report_to"):
+        plan.add("train.trackers", name)
 
 
 def _place(values: Values, plan: Plan) -> None:
