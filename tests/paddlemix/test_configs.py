@@ -26,11 +26,13 @@ EVERY = {
 }  # fmt: skip
 LEAVES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "o_proj")
 SFT = {
-    **EVERY, "model_name_or_path": "paddlemix/llava/llava-v1.6-vicuna-7b", "output_dir": "./checkpoints/llava_sft_ckpts",
+    **EVERY, "model_name_or_path": "paddlemix/llava/llava-v1.6-vicuna-7b",
+    "output_dir": "./checkpoints/llava_sft_ckpts",
     "recompute": True, "group_by_modality_length": False, "learning_rate": 2e-05, "fp16": False,
 }  # fmt: skip
 LORA = {
-    **EVERY, "model_name_or_path": "paddlemix/llava/llava-v1.6-vicuna-7b", "output_dir": "./checkpoints/llava_sft_ckpts",
+    **EVERY, "model_name_or_path": "paddlemix/llava/llava-v1.6-vicuna-7b",
+    "output_dir": "./checkpoints/llava_sft_ckpts",
     "recompute": True, "learning_rate": 2e-04, "mm_projector_lr": 2e-5, "weight_decay": 0.0, "bf16": False,
     "load_best_model_at_end": False, "eval_with_do_generation": False, "skip_memory_metrics": False,
     "benchmark": False, "lora": True, "lora_rank": 128, "lora_alpha": 256, "lora_dropout": 0.0,
@@ -53,7 +55,8 @@ INTERNVL2 = {
 LEAST = {"model_name_or_path": "OpenGVLab/InternVL2-2B", "output_dir": "out", "dataset": ROWS, "do_train": True}
 BESIDE = {
     "lora_path": {"lora": True}, "lora_rank": {"lora": True}, "lora_alpha": {"lora": True},
-    "lora_dropout": {"lora": True}, "lora_target_modules": {"lora": True}, "eval_steps": {"evaluation_strategy": "steps"},
+    "lora_dropout": {"lora": True}, "lora_target_modules": {"lora": True},
+    "eval_steps": {"evaluation_strategy": "steps"},
 }  # fmt: skip
 
 
@@ -121,6 +124,21 @@ def test_llavas_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     Path("paddlemix/llava/vicuna-13b-v1.5").mkdir(parents=True)
     assert written(tmp_path, PRETRAIN, "pretrain.py").tree["model"]["path"] == "paddlemix/llava/vicuna-13b-v1.5"
+
+
+@pytest.mark.slow
+def test_llavas_lora_config_trains_a_small_model(tmp_path: Path) -> None:
+    from anymix.train.loop import train
+    from drawn import rows
+
+    data, held = rows(tmp_path / "rows", 4), rows(tmp_path / "held", 2)
+    plan, said = written(tmp_path, {**LORA, "lora_rank": 4, "lora_alpha": 8}), []
+    typed = ["model.path=starter:llava_next", f"data.path={data}", f"data.val={held}", "train.steps=1", "device=cpu"]
+    outcome = train(config.load(plan.tree, [*typed, f"train.out={tmp_path / 'out'}"]), say=said.append)
+    assert (outcome.status, outcome.step) == ("finished", 1)
+    told = " ".join(said)
+    assert "LoRA rank 4 on 21 layers: 3 x model.language_model.layers.*" in told
+    assert "parameters train" in told and "language_model LoRA" in told and "multi_modal_projector" in told
 
 
 @pytest.mark.parametrize("model", ["paddlemix/llava/llava-v1.5-7b", "paddlemix/qwen_vl/qwen-vl-7b"])

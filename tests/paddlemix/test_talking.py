@@ -14,7 +14,7 @@ from anymix.paddlemix import Plan, scripts, translate
 from anymix.paddlemix.talking import SCRIPTS
 
 NEEDED = {
-    "internvl_chat_finetune.py": "--do_train --model_name_or_path M/InternVL2-2B --output_dir out --meta_path meta.json",
+    "internvl_chat_finetune.py": "--do_train --model_name_or_path M/InternVL2-2B --output_dir out --meta_path m.json",
     "chat_demo.py": "--text what?",
     "chat_demo_video.py": "--text what?",
     "run_predict_multiround.py": "--model-path liuhaotian/llava-v1.6-vicuna-7b --image-file a.png",
@@ -71,7 +71,7 @@ def test_the_defaults_of_their_script_count_where_nothing_is_typed() -> None:
     assert plan.tree == {
         "model": {"path": "M/InternVL2-2B", "template": "internlm2-chat", "image_size": 448, "max_tiles": 1,
                   "thumbnail": False, "dtype": "fp32"},
-        "data": {"path": "meta.json", "max_length": 2048, "workers": 0},
+        "data": {"path": "m.json", "max_length": 2048, "workers": 0},
         "train": {"out": "out", "epochs": 3.0, "batch": 8, "accumulate": 1, "lr": 5e-5, "weight_decay": 0.0,
                   "clip": 1.0, "optimizer": "adamw", "schedule": "linear", "warmup": 0.0, "log_every": 500,
                   "save_every": 500, "seed": 42, "checkpointing": {"language": False, "vision": False}},
@@ -134,6 +134,7 @@ def test_a_lora_of_all_frozen_parts_is_all_that_trains() -> None:
     assert 10 in plan.findings
 
 
+@pytest.mark.slow
 def test_the_parts_are_those_of_the_network() -> None:
     """Every glob a plan may hold matches parameters of an InternVL2."""
     import anymix
@@ -175,10 +176,13 @@ def test_a_value_theirs_ignored_or_this_has_not_is_answered(words: str, sentence
 
 
 def test_what_happens_anyway_is_not_spoken_of() -> None:
-    idle = "--bf16 --fp16 False --tensor_parallel_degree=1 --pipeline_parallel_degree=-1 --sep_parallel_degree 1 " \
-           "--amp_master_grad=1 --fp16_opt_level O1 --optim adamw --hybrid_parallel_topo_order sharding_first " \
-           "--down_sample_ratio 0.5 --ps_version v2 --vision_select_layer -1 --drop_path_rate 0.0 --report_to none"  # fmt: skip
-    assert finetune(idle).says == []
+    plan = finetune(
+        "--bf16 --fp16 False --fp16_opt_level O1 --amp_master_grad=1 --optim adamw --report_to none",
+        "--tensor_parallel_degree=1 --pipeline_parallel_degree=-1 --sep_parallel_degree 1",
+        "--hybrid_parallel_topo_order sharding_first --drop_path_rate 0.0",
+        "--down_sample_ratio 0.5 --ps_version v2 --vision_select_layer -1",
+    )
+    assert plan.says == []
 
 
 @pytest.mark.parametrize(

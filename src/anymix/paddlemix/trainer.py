@@ -15,6 +15,7 @@ SCHEDULES = {
     "cosine_with_restarts": "cosine", "polynomial": "linear",
 }  # fmt: skip
 CARDS = "every card holds the whole model and has rows of its own; how many cards there are is said by nproc"
+BEST = "with rows to validate on, the weights of the lowest loss are kept at the end; the last lie in checkpoints/"
 VALIDATES = ("eval_steps", "max_evaluate_steps", "minimum_eval_times")
 
 
@@ -82,9 +83,7 @@ _EVALUATES = (
     answered("max_evaluate_steps", "whole", -1, "all of data.val is looked at; give a smaller file"),
     answered("bf16_full_eval", "truth", False, "validation computes as training does"),
     answered("fp16_full_eval", "truth", False, "validation computes as training does"),
-    answered(
-        "load_best_model_at_end", "truth", False, "the weights of the lowest loss lie in best/, beside the last ones"
-    ),
+    Flag("load_best_model_at_end", "truth", False, says=BEST, idle=(True,)),
     answered("metric_for_best_model", "text", None, "the one measure is the validation loss"),
     answered("greater_is_better", "truth", None, "the one measure is the validation loss, the smaller the better"),
     answered("label_names", "list", None, "what is learned is marked in the row, not in a column of a name"),
@@ -244,6 +243,8 @@ def _saves(values: Values, plan: Plan) -> None:
 def _validates(values: Values, plan: Plan) -> None:
     """How often. The rows are those of the script, if it has any."""
     how, dashes = values["evaluation_strategy"], values.dashes
+    if how != "no" and not values["load_best_model_at_end"]:
+        plan.say(f"{dashes}load_best_model_at_end: {BEST}")
     if how == "steps":
         plan.put("train.val_every", values["eval_steps"] or values["logging_steps"])
         return
