@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from anymix import config
-from anymix.paddlemix import FINDINGS, Flag, scripts
+from anymix.paddlemix import FINDINGS, Flag, Script, scripts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "paddlemix_flags.md"
 KEY = re.compile(rf"\b({'|'.join(config.Run.model_fields)})(\.[a-z_0-9]+)?(=[a-z0-9]+)?\b")
@@ -17,25 +17,25 @@ HEAD = """# Flags of PaddleMIX, and the keys they become
 
 Written by `scripts/paddlemix_table.py` from the tables of the package. `default` is that of their script, and holds
 where a flag is not typed. `here` is the key of a recipe (or the option of a command) that takes it; where there is
-none, the sentence that is said. [from_paddlemix.md](from_paddlemix.md) tells how they are used.
+none, the sentence that is said. Flags begin with `--`; of a JSON config the keys are listed, of a shell script the
+variables it reads. [from_paddlemix.md](from_paddlemix.md) tells how they are used.
 """
 
 
 def page() -> str:
-    return HEAD + "".join(_table(name, script.flags) for name, script in scripts().items())
+    return HEAD + "".join(_table(script) for script in scripts().values())
 
 
-def _table(name: str, flags: tuple[Flag, ...]) -> str:
-    if not flags:
-        return f"\n## {name}\n\nTakes no flags.\n"
-    rows = "".join(f"| `{flag.name}` | {_default(flag)} | {_here(flag)} |\n" for flag in flags)
-    return f"\n## {name}\n\n| flag | default | here |\n|---|---|---|\n{rows}"
+def _table(script: Script) -> str:
+    elder = next(other for other in scripts().values() if other.listed == script.listed)
+    if elder is not script:
+        return f"\n## {script.name}\n\n{script.about}\n\nThe same as of {elder.name}.\n"
+    rows = "".join(f"| `{typed}` | {_default(flag)} | {_here(flag)} |\n" for typed, flag in script.listed.items())
+    return f"\n## {script.name}\n\n{script.about}\n\n| said | default | here |\n|---|---|---|\n{rows}"
 
 
 def _default(flag: Flag) -> str:
-    if flag.required:
-        return "required"
-    return "" if flag.default is None or flag.default is False else f"`{flag.default}`"
+    return f"`{flag.unsaid}`" if flag.unsaid and not flag.required else flag.unsaid
 
 
 def _here(flag: Flag) -> str:

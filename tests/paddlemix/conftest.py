@@ -10,6 +10,7 @@ from anymix.paddlemix import Flag
 
 OTHERS: dict[str, Any] = {
     "device": "npu",
+    "model_name_or_path": "M/InternVL2-4B",
     "report_to": ["tensorboard"],
     "dynamic_image_size": True,
     "conv_style": "Hermes-2",

@@ -78,7 +78,7 @@ def test_llavas_full_config(tmp_path: Path) -> None:
     plan = written(tmp_path, SFT)
     assert plan.tree == {
         "model": {"path": "liuhaotian/llava-v1.6-vicuna-7b", "dtype": "fp32"},
-        "data": {"path": "train.json", "val": "val.json", "max_length": 2048, "workers": 0},
+        "data": {"path": "train.json", "val": "val.json", "max_length": 2048},
         "train": common("./checkpoints/llava_sft_ckpts", lr=2e-5, freeze=[VISION]),
     }
     config.load(plan.tree)
@@ -100,7 +100,7 @@ def test_internvl2s_config(tmp_path: Path) -> None:
     plan = written(tmp_path, INTERNVL2)
     assert plan.tree == {
         "model": {"path": "OpenGVLab/InternVL2-8B", "dtype": "bf16"},
-        "data": {"path": "train.json", "val": "val.json", "max_length": 4096, "workers": 0},
+        "data": {"path": "train.json", "val": "val.json", "max_length": 4096},
         "train": common("./checkpoints/internvl2_sft_ckpts", lr=1e-5, weight_decay=0.1, betas=[0.9, 0.95], accumulate=8,
                         warmup=0.0, checkpointing={"language": False, "vision": False}),
     }  # fmt: skip
@@ -250,3 +250,13 @@ def test_what_is_no_config(tmp_path: Path) -> None:
             translate([*run, str(tmp_path / "c.json")], {})
     with pytest.raises(ValueError, match="supervised_finetune.py has no --bf16"):
         translate([*run, "c.json", "--bf16", "True"], {})
+
+
+def test_whose_a_config_is_says_the_models_own_config_not_its_name(tmp_path: Path) -> None:
+    mine = tmp_path / "invoices"
+    mine.mkdir()
+    (mine / "config.json").write_text('{"architectures": ["InternVLChatModel"]}')
+    plan = written(tmp_path, {**INTERNVL2, "model_name_or_path": str(mine), "freeze_include": ["*vision_model*"]})
+    assert plan.tree["train"]["freeze"] == [VISION] and plan.findings == [9, 22]
+    with pytest.raises(ValueError, match=r"qwen-vl-chat-7b: a config of the toolbox is for LLaVA-1.6 or InternVL2"):
+        written(tmp_path, {**SFT, "model_name_or_path": "qwen-vl/qwen-vl-chat-7b"})

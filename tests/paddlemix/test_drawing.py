@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from anymix import config
-from anymix.paddlemix import Plan, dashboards, drawing, scripts, translate
+from anymix.paddlemix import Plan, dashboards, drawing, scripts, translate, variables
 
 THEIRS: dict[str, dict[str, list[Any]]] = yaml.safe_load((Path(__file__).parent / "drawing_flags.yaml").read_text())
 NAMES = tuple(THEIRS)
@@ -264,11 +264,26 @@ def test_what_stands_before_a_script(before: list[str], nproc: int) -> None:
     assert config.load(plan.tree).nproc == nproc
 
 
+def test_variables_before_a_script_are_exported_or_answered() -> None:
+    name = "train_text_to_image_sdxl.py"
+    words = ["ASCEND_RT_VISIBLE_DEVICES=0,1", "FLAGS_npu_jit_compile=0", "python", name, *musts(name)]
+    assert variables(words) == {"ASCEND_RT_VISIBLE_DEVICES": "0,1", "FLAGS_npu_jit_compile": "0"}
+    said = translate(words)[1].says
+    assert any("FLAGS_npu_jit_compile: Paddle's" in line for line in said) and not any(
+        "ASCEND" in line for line in said
+    )
+
+
 def test_an_unknown_script_or_word_before_it_is_answered() -> None:
     with pytest.raises(ValueError, match=r"did you mean train_text_to_image_sdxl.py\?"):
         translate(["python", "train_text_to_image_sdx.py"])
     with pytest.raises(ValueError, match="no script in the command; those known are train_text_to_image.py"):
         translate(["--resolution=512"])
+    launch = ["python", "-m", "paddle.distributed.launch"]
+    with pytest.raises(ValueError, match="--gpus: expected numbers of cards, such as 0,1,2,3, found 'all'"):
+        translate([*launch, "--gpus", "all", "train_text_to_image_sdxl.py"])
+    with pytest.raises(ValueError, match="--nproc_per_node: expected a number of processes, found '0'"):
+        translate([*launch, "--nproc_per_node=0", "train_text_to_image_sdxl.py"])
     with pytest.raises(ValueError, match="'sudo' stands before the script"):
         translate(["sudo", "python", "train_text_to_image_sdxl.py"])
 

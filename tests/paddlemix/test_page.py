@@ -105,7 +105,7 @@ def test_every_key_a_flag_names_is_a_key_of_a_recipe() -> None:
 
     known = {row[0] for row in config.keys()} | {"train.checkpointing"}
     sections = "|".join({key.partition(".")[0] for key in known if "." in key})
-    flags = [flag for script in scripts().values() for flag in script.flags]
+    flags = [flag for script in scripts().values() for flag in script.listed.values()]
     named = {key for flag in flags for key in re.findall(rf"\b(?:{sections})\.[a-z_0-9]+", f"{flag.to} {flag.sets}")}
     assert len(named) > 40 and named <= known, named - known
 

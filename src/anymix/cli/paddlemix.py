@@ -42,6 +42,7 @@ def paddlemix(
     if _alone(words):
         _list_flags(theirs.scripts()[Path(words[-1]).name])
         return
+    os.environ.update(theirs.variables(words))  # before anything asks for a card
     script, plan = theirs.translate(words)
     if plan.words:
         _other(context, script, plan, write, set_ or [], device)
@@ -126,9 +127,8 @@ def _list_flags(script: Script) -> None:
     from rich.table import Table
 
     table = Table("flag", "default", "here", box=None, pad_edge=False)
-    for flag in script.flags:
-        default = "required" if flag.required else "" if flag.default in (None, False) else str(flag.default)
-        table.add_row(flag.typed, default, flag.here)
+    for typed, flag in script.listed.items():
+        table.add_row(typed, flag.unsaid, flag.here)
     Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False).print(table)
 
 

@@ -2,6 +2,6 @@
 
 from anymix.paddlemix.commands import Flag, Plan, Script, Values
 from anymix.paddlemix.findings import FINDINGS, sentence
-from anymix.paddlemix.scripts import scripts, translate
+from anymix.paddlemix.scripts import scripts, translate, variables
 
-__all__ = ["FINDINGS", "Flag", "Plan", "Script", "Values", "scripts", "sentence", "translate"]
+__all__ = ["FINDINGS", "Flag", "Plan", "Script", "Values", "scripts", "sentence", "translate", "variables"]

@@ -46,6 +46,13 @@ class Flag:
         return f"--{self.name}"
 
     @property
+    def unsaid(self) -> str:
+        """What holds where it is not typed, for a table."""
+        return (
+            "required" if self.required else "" if self.default is None or self.default is False else f"{self.default}"
+        )
+
+    @property
     def here(self) -> str:
         """Where it goes, for a table: recipe keys, and what is said otherwise."""
         return "; ".join(text for text in (self.to, self.sets, self.says) if text)
@@ -126,6 +133,13 @@ class Script:
     about: str = ""
     positional: str = ""  # the flag that a bare word is for: a config's file
     variables: tuple[Flag, ...] = ()  # what it reads from the environment, or from before its name
+    keys: tuple[Flag, ...] = ()  # of the file that `positional` is for
+
+    @property
+    def listed(self) -> dict[str, Flag]:
+        """What can be said to it, as it is typed: flags, keys of its file, or variables."""
+        said = self.keys or self.flags
+        return {flag.name if self.keys else flag.typed: flag for flag in said} | {v.name: v for v in self.variables}
 
     def read(self, words: Sequence[str], environ: Mapping[str, str] | None = None) -> Values:
         """The values of a command line. Raises ValueError in a sentence for a flag or value this script has not."""

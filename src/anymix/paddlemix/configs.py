@@ -300,6 +300,8 @@ def _pretrained(values: Values) -> Plan:
 
 
 SCRIPTS: tuple[Script, ...] = (
-    Script("supervised_finetune.py", _FILE, _tuned, "the toolbox: train as a JSON config says", "config"),
-    Script("pretrain.py", _FILE, _pretrained, "LLaVA's first stage: the projector alone, on captions", "config"),
+    Script("supervised_finetune.py", _FILE, _tuned, "the toolbox: train as a JSON config says", "config", keys=KEYS),
+    Script(
+        "pretrain.py", _FILE, _pretrained, "LLaVA's first stage: the projector alone, on captions", "config", keys=KEYS
+    ),
 )

@@ -25,9 +25,8 @@ def wanted(names: Sequence[str], plan: Plan, label: str = "--report_to") -> list
         if name not in OURS:
             plan.say(f"{label} {name}: there is none here; {', '.join(OURS)} can be named, and {ALWAYS}")
         elif find_spec(name) is None:
-            plan.say(
-                f"{label}: {name} is not installed (pip install 'anymix[track]'), the run goes on without; {ALWAYS}"
-            )
+            install = "pip install 'anymix[track]'"
+            plan.say(f"{label} {name}: it is not installed ({install}), and the run goes on without; {ALWAYS}")
         elif name not in found:
             found.append(name)
     return found

@@ -177,8 +177,8 @@ def _vision_layers(values: Values) -> list[str]:
     count = _own_layers(name) or next((n for size, n in _LAYERS.items() if name.endswith(f"InternVL2-{size}")), None)
     if count is None:
         raise ValueError(
-            f"--unfreeze_vit_layers {first}: {name} is not here, and does not tell by its name how many layers there are; leave it out "
-            'and add --set train.unfreeze=["model.vision_tower.encoder.layer.23.*"], with the layers you mean'
+            f"--unfreeze_vit_layers {first}: {name} is not here, and its name does not tell how many layers there "
+            'are; leave it out and name them: --set train.unfreeze=["model.vision_tower.encoder.layer.23.*"]'
         )
     if not -count <= first < count:
         raise ValueError(f"--unfreeze_vit_layers: expected {-count} to {count - 1}, found {first}")

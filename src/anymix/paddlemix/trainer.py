@@ -51,7 +51,7 @@ _HONOURED = (
     Flag("fp16", "truth", False, sets="model.dtype"),
     Flag("recompute", "truth", False, sets="train.checkpointing"),
     Flag("report_to", "list", None, sets="train.trackers"),
-    Flag("dataloader_num_workers", "whole", 0, to="data.workers"),
+    Flag("dataloader_num_workers", "whole", 0, sets="data.workers, where it is typed"),
     Flag("device", "text", None, sets="device"),
     Flag("no_cuda", "truth", False, sets="device"),
     Flag("resume_from_checkpoint", "text", None, to="resume"),
@@ -155,6 +155,8 @@ def settle(values: Values, plan: Plan) -> None:
     _precision(values, plan)
     _saves(values, plan)
     _validates(values, plan)
+    if values.typed("dataloader_num_workers"):  # else anymix's own number: theirs would read in the main process
+        plan.put("data.workers", values["dataloader_num_workers"])
     _trackers(values, plan)
     _place(values, plan)
     if not values["do_train"]:
