@@ -1,4 +1,4 @@
-"""`anymix paddlemix`: what it prints, what it writes, and that the recipe it writes trains the same weights."""
+"""`anymix paddlemix`: what it prints and what it writes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from PIL import Image
-from safetensors.torch import load_file
 
 from anymix import config
 from anymix.cli import app
@@ -72,30 +69,6 @@ def test_a_wrong_flag_ends_with_one_sentence_and_exit_code_2(
     assert ended.value.code == 2
     sentence = "anymix: train_text_to_image_lora_sdxl.py has no --resolutoin, did you mean --resolution?\n"
     assert capsys.readouterr().err == sentence
-
-
-@pytest.mark.slow
-def test_command_and_written_recipe_train_the_same_weights_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from families.tiny_pictures import tiny_sdxl
-
-    monkeypatch.chdir(tmp_path)
-    tiny_sdxl(tmp_path / "sdxl")
-    (tmp_path / "pictures").mkdir()
-    for number in range(3):
-        Image.new("RGB", (40 + 8 * number, 36), (70 * number, 120, 30)).save(f"pictures/{number}.png")
-        Path(f"pictures/{number}.txt").write_text(f"shade {number}")
-    typed = ["--resolution=32", "--random_flip", "--num_train_epochs=2", "--mixed_precision=bf16", "--seed=3",
-             "--gradient_accumulation_steps=2", "--learning_rate=1e-2", "--lr_warmup_steps=0", "--device=cpu",
-             "--set=cache.path=cache"]  # fmt: skip
-    run(*BASE, *typed, "--output_dir=typed")
-    run(*BASE, *typed, "--output_dir=written", "--write=written.yaml")
-    run("train", "written.yaml")
-    typed_file, written_file = (load_file(f"{out}/pytorch_lora_weights.safetensors") for out in ("typed", "written"))
-    assert typed_file.keys() == written_file.keys() and len(typed_file) > 10
-    assert all(torch.equal(typed_file[name], written_file[name]) for name in typed_file)
-    assert any(tensor.abs().max() > 0 for name, tensor in typed_file.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize(("environ", "times"), [({}, 0), ({"RANK": "0"}, 1), ({"RANK": "1"}, 0)])

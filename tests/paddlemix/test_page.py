@@ -52,6 +52,16 @@ def run(words: list[str], *sets: str) -> None:
     assert not app([*words, *(f"--set={key}" for key in sets)], standalone_mode=False), words
 
 
+def same_by_recipe(words: list[str], *sets: str, out: str, weights: str) -> None:
+    """The recipe that a command writes gives, to the bit, the weights that the command gave."""
+    run([*words, "--write", "again.yaml"], *sets, "train.out=again")
+    assert not app(["train", "again.yaml"], standalone_mode=False)
+    first, second = load_file(f"{out}/{weights}"), load_file(f"again/{weights}")
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+    shutil.rmtree("again")
+    Path("again.yaml").unlink()
+
+
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """An empty folder to type in, with a folder of models; `place(starter, id)` puts one there."""
@@ -128,7 +138,9 @@ def test_the_page_on_internvl2_asked_trained_and_asked_again(
     film(Path("paddlemix/demo_images/red-panda.mp4"))
     check, train = commands("3.1 Fine-tuning InternVL2")
     run(check)
-    run(train, "train.steps=2", "train.accumulate=2", "model.image_size=null", "device=cpu")  # small tiles
+    less = ["train.steps=2", "train.accumulate=2", "model.image_size=null", "device=cpu"]  # tiles as small as the model
+    run(train, *less)
+    same_by_recipe(train, *less, out="work_dirs/internvl2-2B", weights="model.safetensors")
     before, after, of_a_film = commands("3.2 Asking InternVL2")
     capsys.readouterr()
     answers = []
@@ -160,6 +172,8 @@ def test_the_page_on_sdxl_full_lora_and_drawn_with_both(
     assert "wandb" in json.loads(Path("sdxl-pokemon-model/run.json").read_text())["run"]["train"]["trackers"]
     assert list(Path("sdxl-pokemon-model/wandb").glob("offline-run-*/*.wandb"))
     run(lora, *SMALL)
+    same_by_recipe(full, *SMALL, out="sdxl-pokemon-model", weights="unet/diffusion_pytorch_model.safetensors")
+    same_by_recipe(lora, *SMALL, out="sd-pokemon-model-lora-sdxl", weights="pytorch_lora_weights.safetensors")
     capsys.readouterr()
     for words in commands("4.2 Drawing"):
         run([*words, "--device", "cpu"])
