@@ -20,7 +20,8 @@ SCRIPTS = {
     "train_dreambooth_sd3.py": [
         "--pretrained_model_name_or_path=starter:sd3", "--instance_data_dir=pictures", "--max_train_steps=1",
         "--instance_prompt=a photo of sks dog", "--with_prior_preservation", "--class_prompt=a photo of a dog",
-        "--num_class_images=2", "--resolution=64", "--train_batch_size=1", "--lr_warmup_steps=0", "--train_text_encoder",
+        "--num_class_images=2", "--resolution=64", "--train_batch_size=1", "--lr_warmup_steps=0",
+        "--train_text_encoder",
         "--weighting_scheme=logit_normal",
     ],
 }  # fmt: skip
