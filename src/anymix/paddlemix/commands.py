@@ -19,6 +19,8 @@ WORDS = {
     "truth": "true or false", "list": "a list", "tree": "a mapping",
 }  # fmt: skip
 
+Owners = Callable[[str], list[str]]  # the scripts that have a flag of a name
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -141,11 +143,13 @@ class Script:
         said = self.keys or self.flags
         return {flag.name if self.keys else flag.typed: flag for flag in said} | {v.name: v for v in self.variables}
 
-    def read(self, words: Sequence[str], environ: Mapping[str, str] | None = None) -> Values:
-        """The values of a command line. Raises ValueError in a sentence for a flag or value this script has not."""
-        said = {flag: (environ or {}).get(flag.name) for flag in self.variables}
+    def read(self, words: Sequence[str], environ: Mapping[str, str], owners: Owners) -> Values:
+        """The values of a command line; `owners` tells which scripts have a flag of a name.
+
+        Raises ValueError in a sentence for a flag or value this script has not."""
+        said = {flag: environ.get(flag.name) for flag in self.variables}
         given = {flag.name: _of_variable(flag, text) for flag, text in said.items() if text}
-        return Values((*self.flags, *self.variables), given | _parsed(self, words))
+        return Values((*self.flags, *self.variables), given | _parsed(self, words, owners))
 
 
 def _instead(script: Script) -> str:
@@ -164,7 +168,7 @@ def _of_variable(flag: Flag, text: str) -> Any:
         raise ValueError(f"{flag.name}={text}: {error}") from None
 
 
-def _parsed(script: Script, words: Sequence[str]) -> dict[str, Any]:
+def _parsed(script: Script, words: Sequence[str], owners: Owners) -> dict[str, Any]:
     if script.positional and words and not words[0].startswith("-"):
         words = [f"--{script.positional}={words[0]}", *words[1:]]
     parser = _Parser(script.name, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
@@ -179,11 +183,11 @@ def _parsed(script: Script, words: Sequence[str]) -> dict[str, Any]:
         else:
             extra["type"] = _reader(flag)
         parser.add_argument(flag.typed, **extra)
-    found, unknown = parser.parse_known_args(_lists_apart(words))
+    found, unknown = parser.parse_known_args(_negatives_joined(words))
     if unknown:
         if not script.flags:
             raise ValueError(f"{script.name} takes no flags, as in theirs, found {unknown[0]}; {_instead(script)}")
-        raise ValueError(f"{script.name} has no {_nearest(script, unknown[0])}")
+        raise ValueError(f"{script.name} has no {_nearest(script, unknown[0], owners)}")
     missing = [flag.typed for flag in script.flags if flag.required and flag.name not in vars(found)]
     if script.positional and missing:
         raise ValueError(f"{script.name} takes one word, the {script.positional}; write it after the name")
@@ -192,7 +196,7 @@ def _parsed(script: Script, words: Sequence[str]) -> dict[str, Any]:
     return vars(found)
 
 
-def _lists_apart(words: Sequence[str]) -> list[str]:
+def _negatives_joined(words: Sequence[str]) -> list[str]:
     """`--weights -1` holds a value, which argparse would take for a flag: written `--weights=-1` it does not."""
     joined: list[str] = []
     for word in words:
@@ -238,10 +242,8 @@ def made(flag: Flag, value: Any) -> Any:
     return value
 
 
-def _nearest(script: Script, word: str) -> str:
+def _nearest(script: Script, word: str, owners: Owners) -> str:
     """An unknown flag, and what was probably meant: a flag of this script, or the script it belongs to."""
-    from anymix.paddlemix.scripts import owners
-
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return f"place for {word!r}: every value stands behind a flag"

@@ -36,7 +36,7 @@ def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     place = _place(words)
     said, processes = _before(words[:place])
     script = scripts()[Path(words[place]).name]
-    plan = script.plan(script.read(words[place + 1 :], {**environ, **said}))
+    plan = script.plan(script.read(words[place + 1 :], {**environ, **said}, owners))
     if processes is not None and plan.tree:
         plan.put("nproc", processes)
     elif processes is not None:
