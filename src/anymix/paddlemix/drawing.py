@@ -18,10 +18,11 @@ from anymix.paddlemix.commands import Flag, Plan, Script, Values
 DTYPES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 EMA_DECAY = 0.9999  # of ppdiffusers' EMAModel
-PREVIEW_STEPS = 25  # what their previews take; guidance is that of their pipelines
+# Steps and guidance of their previews: what the script says, or its pipeline where it says nothing.
+SD15, SDXL, SD3 = (30, 7.5), (25, 5.0), (28, 7.0)
 
 
-def _common(values: Values, guidance: float) -> Plan:
+def _common(values: Values, drawn: tuple[int, float]) -> Plan:
     plan = Plan()
     plan.take(values)
     plan.put("data.buckets", False)
@@ -30,7 +31,7 @@ def _common(values: Values, guidance: float) -> Plan:
     _length(values, plan)
     _rate(values, plan)
     _precision(values, plan)
-    _previews(values, plan, guidance)
+    _previews(values, plan, drawn)
     plan.put("train.betas", [values["adam_beta1"], values["adam_beta2"]])
     if values.typed("dataloader_num_workers"):  # else anymix's own number: theirs would read in the main process
         plan.put("data.workers", values["dataloader_num_workers"])
@@ -120,7 +121,7 @@ def _precision(values: Values, plan: Plan) -> None:
         plan.put("objective.prediction", PREDICTIONS[prediction])
 
 
-def _previews(values: Values, plan: Plan, guidance: float) -> None:
+def _previews(values: Values, plan: Plan, drawn: tuple[int, float]) -> None:
     prompt = values.get("validation_prompt")
     if prompt is None:
         for flag in ("num_validation_images", "validation_epochs"):
@@ -131,8 +132,8 @@ def _previews(values: Values, plan: Plan, guidance: float) -> None:
     plan.put("previews.count", values["num_validation_images"])
     every = values["validation_epochs"]
     plan.put("previews.every", f"{every} epoch{'s' if every != 1 else ''}")
-    plan.put("previews.steps", PREVIEW_STEPS)
-    plan.put("previews.guidance", guidance)
+    plan.put("previews.steps", drawn[0])
+    plan.put("previews.guidance", drawn[1])
     if values["seed"] == 0:
         plan.found(14)
 
@@ -152,7 +153,7 @@ def _wrong_twice(values: Values, plan: Plan) -> None:
 
 
 def sd15_full(values: Values) -> Plan:
-    plan = _common(values, guidance=7.5)
+    plan = _common(values, SD15)
     _older(values, plan)
     if values["train_text_encoder"]:
         plan.add("train.unfreeze", "text_encoder.*")
@@ -163,7 +164,7 @@ def sd15_full(values: Values) -> Plan:
 
 
 def sd15_lora(values: Values) -> Plan:
-    plan = _common(values, guidance=7.5)
+    plan = _common(values, SD15)
     _older(values, plan)
     _adapter(plan, values["lora_rank"], values["train_text_encoder"])
     return plan
@@ -214,7 +215,7 @@ def sdxl_lora(values: Values) -> Plan:
 
 
 def _sdxl(values: Values) -> Plan:
-    plan = _common(values, guidance=5.0)
+    plan = _common(values, SDXL)
     _wrong_twice(values, plan)
     if values["mixed_precision"] != "fp16":
         plan.found(11)
@@ -243,14 +244,16 @@ def sd3_lora(values: Values) -> Plan:
 
 
 def _sd3(values: Values) -> Plan:
-    """DreamBooth. The loss judges the picture the velocity leads to, as theirs: times are drawn by the scheme, and
-    sigma_sqrt, which draws them evenly, is a weight."""
-    plan = _common(values, guidance=7.0)
+    """DreamBooth. The loss judges the picture the velocity leads to, as theirs, which draws times evenly and weighs
+    them by sigma_sqrt. The other two schemes are densities (Esser et al. 2024, 3.1): times are drawn by them here."""
+    plan = _common(values, SD3)
     _wrong_twice(values, plan)
     scheme = values["weighting_scheme"]
     plan.put("objective.density", "uniform" if scheme == "sigma_sqrt" else scheme)
     plan.put("objective.weighting", "sigma_sqrt" if scheme == "sigma_sqrt" else "none")
     plan.put("objective.precondition", True)
+    if scheme != "sigma_sqrt":
+        plan.found(25)
     for flag, its in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
         if values.typed(flag) and scheme != its:
             plan.say(f"--{flag}: theirs passed it over with --weighting_scheme={scheme}, and so does this")

@@ -26,7 +26,8 @@ FINDINGS: dict[int, tuple[str, str]] = {  # what theirs does, what is done here
     14: ("`--seed=0` left previews without a seed", "0 is a seed"),
     15: ("encoded pictures were kept under one name, whatever the size or the data", "by their content"),
     16: ("crop, mirror and empty captions were drawn once for the whole run", "anew each epoch"),
-    17: ("prior preservation summed over the wrong axes", "class pictures weigh as the paper says"),
+    17: ("prior preservation failed in its first step, on arguments that only torch's reshape takes",
+         "class pictures weigh as the paper says"),
     18: ("a row that could not be read was replaced by another at random", "it is named before the first step"),
     19: ("a row that was too long was cut, through pictures too, and then taught nothing", "nothing is cut"),
     20: ("the size of a model was guessed from the end of its folder's name, so your own would not open",
@@ -35,6 +36,8 @@ FINDINGS: dict[int, tuple[str, str]] = {  # what theirs does, what is done here
     22: ("keys of a config file that nobody reads were dropped in silence", "each is an error with the nearest name"),
     23: ("token 0, a real one of the 1B model, was taken for padding", "there is no padding"),
     24: ("only the toolbox had a device setting", "every command has `--device`"),
+    25: ("`--weighting_scheme` logit_normal and mode multiplied the loss by a number drawn apart from its time",
+         "times are drawn by them, as in the paper"),
 }  # fmt: skip
 
 
