@@ -13,7 +13,7 @@ from PIL import Image
 from anymix import config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("ascend.md", "ops.md", "parity.md", "pictures.md", "talking.md")
+PAGES = ("ascend.md", "from_paddlemix.md", "ops.md", "parity.md", "pictures.md", "talking.md")
 FILES = {"metadata.jsonl", "metrics.jsonl", "run.json", "report.html", "config.json"}  # look like keys, and are none
 
 

@@ -226,14 +226,25 @@ def test_a_step_of_every_family_is_the_same_with_kernels_and_without(starter: st
 @pytest.mark.usefixtures("npu")
 @pytest.mark.parametrize("starter", TALKING)
 def test_packed_rows_take_one_kernel_in_bf16(starter: str, tmp_path: Path) -> None:
+    exact = stepped(ready(starter, tmp_path / "exact", "fp32"))
     run = ready(starter, tmp_path / "data", "bf16")
     ops.use(False)
-    before = stepped(run)
+    plain = stepped(run)
     ops.use(True)
     fuse(run)
-    loss, _ = stepped(run)
+    kernels = stepped(run)
     assert set(CALLS) == TALKING[starter]
-    assert math.isclose(loss, before[0], rel_tol=5e-3)
+    # How far bf16 is from fp32 differs between processors (AMX or not), and which of the two is nearer is chance.
+    # Measured: 0.02 to 0.07 with kernels and without; a wrong mask, a wrong gate or 10 x eps: 0.12 to 0.96.
+    assert off(plain[1], exact[1]) < 0.1 and off(kernels[1], exact[1]) < 0.1
+    assert math.isclose(kernels[0], exact[0], rel_tol=1e-2)
+
+
+def off(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Distance of gradients, against the size of those expected."""
+    assert found.keys() == expected.keys()
+    apart = sum((found[name] - expected[name]).norm().item() ** 2 for name in expected)
+    return math.sqrt(apart / sum(expected[name].norm().item() ** 2 for name in expected))
 
 
 TINY: dict[str, Any] = {

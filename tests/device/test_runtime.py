@@ -24,6 +24,7 @@ from anymix.device import (
     seed_everything,
     set_rng_state,
     settle_threads,
+    slow_precision,
     supports_fused_adamw,
     synchronize,
 )
@@ -42,6 +43,13 @@ def test_autocast_computes_in_the_asked_type_and_fp32_is_untouched() -> None:
     with autocast(CPU, torch.float32):
         assert layer(x).dtype is torch.float32
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_type_that_is_slow_beyond_use_is_told() -> None:
+    assert "model.dtype=fp32 or bf16" in str(slow_precision(CPU, torch.float16))
+    card = replace(CPU, kind="cuda", handle=torch.device("cuda"))
+    others = [(CPU, torch.float32), (CPU, torch.bfloat16), (card, torch.float16)]
+    assert not any(slow_precision(device, dtype) for device, dtype in others)
 
 
 def test_a_scaler_that_is_off_passes_through() -> None:

@@ -20,6 +20,7 @@ from anymix.cli.doctor import doctor
 from anymix.cli.export import export
 from anymix.cli.generate import generate
 from anymix.cli.merge import merge
+from anymix.cli.paddlemix import paddlemix
 from anymix.cli.predict import predict
 from anymix.cli.report import report
 from anymix.cli.train import train
@@ -33,6 +34,8 @@ app = typer.Typer(
 )
 for command in (demo, train, chat, generate, predict, caption, merge, export, report, doctor, diagnose):
     app.command()(command)
+# Their flags are not ours to know here: what is unknown stands in the words, in its order.
+app.command(context_settings={"ignore_unknown_options": True})(paddlemix)
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")
 

@@ -41,15 +41,21 @@ def train(
     if file is None and not words:
         raise ValueError("anymix train needs a recipe, such as recipes/internvl2_lora.yaml, or key=value pairs")
     run = config.load(file, words)
-    _check_previews(run)
     if dry_run:
+        _check_previews(run)
         _forecast(run, as_json)
-    elif run.nproc > 1 and "WORLD_SIZE" not in os.environ:
+    else:
+        start(run, as_json)
+
+
+def start(run: Run, as_json: bool = False) -> None:
+    """Train, in as many processes as the run says: each is this command line once more."""
+    _check_previews(run)
+    if run.nproc > 1 and "WORLD_SIZE" not in os.environ:
         from anymix.device import ranks
 
         raise typer.Exit(ranks.launch(["-m", "anymix", *sys.argv[1:]], run.nproc))
-    else:
-        _report(_train(run, as_json), as_json)
+    _report(_train(run, as_json), as_json)
 
 
 def _check_previews(run: Run) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         seed_everything,
         set_rng_state,
         settle_threads,
+        slow_precision,
         supports_fused_adamw,
         synchronize,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "seed_everything",
     "set_rng_state",
     "settle_threads",
+    "slow_precision",
     "supports_fused_adamw",
     "synchronize",
 ]

@@ -67,6 +67,14 @@ def pick(
     raise ValueError(f"device = {want} cannot be used: {missing[str(kind)]}")
 
 
+def present() -> int:
+    """How many cards `auto` could give processes here; 0 where it would take the CPU.
+
+    Asking brings a card's library up, too early for the settings of a run: ask in a process of its own."""
+    kind = next(kind for kind in ORDER if MISSING[kind]() is None)
+    return 0 if kind == "cpu" else int(torch.get_device_module(kind).device_count())
+
+
 def _with_kernels(device: Device, fused: bool) -> Device:
     """Say to the process whether it computes with fused kernels. Those of NPUs want an Atlas A2 (910B) or newer, which
     is what computes bf16 too (torch_npu's operator reference)."""

@@ -172,7 +172,7 @@ def _tensorboard(out: Path, run: Mapping[str, Any]) -> Tracker:
 def _wandb(out: Path, run: Mapping[str, Any]) -> Tracker:
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _reachable(_host("WANDB_BASE_URL")) else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _reachable(_host("WANDB_BASE_URL")) else "offline")
     run_ = wandb.init(project="anymix", name=out.name, dir=str(out), config=dict(run), mode=mode)
 
     def log(values: dict[str, Any], step: int) -> None:

@@ -16,7 +16,7 @@ from anymix.adapters import kinds, lora, saving, targets
 from anymix.config import Run
 from anymix.data.loader import Order, Split, Stream
 from anymix.data.packing import Packed
-from anymix.device import Device, fusing, grad_scaler, ranks, seed_everything, varlen
+from anymix.device import Device, fusing, grad_scaler, ranks, seed_everything, slow_precision, varlen
 from anymix.families.contract import Family, ImageFamily
 from anymix.objectives import flow
 from anymix.train import beats, freezing, gathering, optim, packs, pictures
@@ -105,6 +105,8 @@ def prepare(
         wanted, tell = (pictures.alone(found), _silent) if dry else (found, say)
         pictures.encode_once(run, family, wanted, device, dtype, me, tell)
         say(flow.histogram(family.objective))
+        if warning := slow_precision(device, dtype):
+            say(warning)
     else:
         say(varlen.told(device, dtype))
     stepper = _stepper(run, family, optimizer, device, dtype, me)
