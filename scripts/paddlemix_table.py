@@ -12,7 +12,8 @@ from anymix import config
 from anymix.paddlemix import FINDINGS, Flag, Script, scripts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "paddlemix_flags.md"
-KEY = re.compile(rf"\b({'|'.join(config.Run.model_fields)})(\.[a-z_0-9]+)?(=[a-z0-9]+)?\b")
+SECTIONS = "|".join(config.Run.model_fields)
+KEY = re.compile(rf"\b({SECTIONS})\.[a-z_0-9]+(=[a-z0-9]+)?\b|^({SECTIONS})$")
 HEAD = """# Flags of PaddleMIX, and the keys they become
 
 Written by `scripts/paddlemix_table.py` from the tables of the package. `default` is that of their script, and holds

@@ -121,6 +121,13 @@ def test_every_key_a_flag_names_is_a_key_of_a_recipe() -> None:
 
 
 @pytest.mark.slow
+def test_the_page_on_installing(capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = commands("2 Installing")
+    app(words, standalone_mode=False)
+    assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_page_on_internvl2_asked_trained_and_asked_again(
     house: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

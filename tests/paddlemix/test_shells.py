@@ -28,7 +28,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shells, "cards", lambda: 2)
 
 
-def test_the_seeds_own_command() -> None:
+def test_the_pages_own_command() -> None:
     plan = shell(B2, "GPUS=8")
     assert plan.tree == {
         "model": {"path": "OpenGVLab/InternVL2-2B", "dtype": "bf16", "template": "internlm2-chat", "image_size": 448,
