@@ -87,6 +87,9 @@ def test_the_hubs_image_folder(tmp_path):
     assert "1 pictures are named in no list (metadata.jsonl) and are left out (c.png)" in rows.notes[-1]
     assert rows.key(0) == f"{at / 'metadata.jsonl'}:1"
     assert _names(read(str(at), caption="else")) == ["b.png", "a.png", "c.png", "own.png"]
+    assert _names(read(str(at), image_column="image", caption_column="text")) == _names(rows)
+    with pytest.raises(ValueError, match="has no column picture; its columns are file_name, text"):
+        read(str(at), image_column="picture")
 
 
 def test_of_a_list_and_a_caption_file_the_list_is_read_and_that_is_told(tmp_path):

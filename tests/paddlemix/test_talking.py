@@ -103,6 +103,7 @@ def test_the_defaults_of_their_script_count_where_nothing_is_typed() -> None:
         ("--device gpu", "device", "cuda"),
         ("--no_cuda", "device", "cpu"),
         ("--resume_from_checkpoint out/checkpoints/step-9", "resume", "out/checkpoints/step-9"),
+        ("--resume_from_checkpoint out/checkpoint-9", "resume", "out/checkpoints/step-000009"),
         ("--report_to tensorboard", "train.trackers", ["tensorboard"]),
         ("--dynamic_image_size True", "model.max_tiles", 12),
         ("--dynamic_image_size True --min_dynamic_patch 2", "model.min_tiles", 2),

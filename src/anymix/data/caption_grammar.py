@@ -152,8 +152,12 @@ def _ways(line: str) -> list[str]:
 
 
 def columns(names: Sequence[str], where: str, how: Reading, image: str | None, caption: str | None) -> Reading:
-    """`how` with the columns that hold pictures and captions. Raises ValueError where there are none."""
+    """`how` with the columns that hold pictures and captions. Raises ValueError where there are none.
+
+    The hub's `imagefolder` calls by `image` what its files call file_name, so both names are its column's."""
     listed = ", ".join(names)
+    if image == "image" and image not in names and "file_name" in names:
+        image = "file_name"
     for key, asked in (("data.image_column", image), ("data.caption_column", caption)):
         if asked is not None and asked not in names:
             raise ValueError(f"{where} has no column {asked}; its columns are {listed}: set {key} to one of them")

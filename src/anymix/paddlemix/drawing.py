@@ -7,13 +7,13 @@ theirs did otherwise than it said (`findings`).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from anymix.paddlemix import dashboards
 from anymix.paddlemix import drawing_flags as flags
 from anymix.paddlemix.commands import Flag, Plan, Script, Values
+from anymix.paddlemix.resuming import resumed
 
 DTYPES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -76,15 +76,9 @@ def _length(values: Values, plan: Plan) -> None:
         for flag in ("num_train_epochs", "repeats"):
             if flag in values and values.typed(flag):
                 plan.say(f"--{flag}: theirs passed it over beside --max_train_steps, and so does this")
-    resume = values.get("resume_from_checkpoint")
-    if resume is None:
-        return
-    plan.found(4)
-    step = re.fullmatch(r"checkpoint-(\d+)", Path(resume).name)
-    if step is not None:
-        resume = f"{values['output_dir']}/checkpoints/step-{int(step[1]):06d}"
-        plan.say(f"--resume_from_checkpoint: checkpoints are named otherwise here, this one {resume}")
-    plan.put("resume", "auto" if resume == "latest" else resume)
+    if values.get("resume_from_checkpoint") is not None:
+        plan.found(4)
+        resumed(values, plan)
 
 
 def _rate(values: Values, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from anymix.paddlemix import dashboards
 from anymix.paddlemix.commands import Flag, Plan, Values
+from anymix.paddlemix.resuming import resumed
 
 SCHEDULES = {
     "linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant",
@@ -54,7 +55,7 @@ _HONOURED = (
     Flag("dataloader_num_workers", "whole", 0, sets="data.workers, where it is typed"),
     Flag("device", "text", None, sets="device"),
     Flag("no_cuda", "truth", False, sets="device"),
-    Flag("resume_from_checkpoint", "text", None, to="resume"),
+    Flag("resume_from_checkpoint", "text", None, sets="resume"),
     Flag("do_train", "truth", False, sets="(said where it is not there)"),
     Flag("sharding", "text", "", says="optimizer state is whole on every card, as nothing is split over them",
          idle=("", None)),
@@ -157,6 +158,8 @@ def settle(values: Values, plan: Plan) -> None:
     _validates(values, plan)
     if values.typed("dataloader_num_workers"):  # else anymix's own number: theirs would read in the main process
         plan.put("data.workers", values["dataloader_num_workers"])
+    if values["resume_from_checkpoint"] is not None:
+        resumed(values, plan)
     _trackers(values, plan)
     _place(values, plan)
     if not values["do_train"]:
