@@ -221,6 +221,9 @@ def test_a_key_that_changes_nothing_is_answered(tree: dict[str, Any], sentence: 
         ({"bf16": "yes"}, "c.json: bf16: expected true or false, found 'yes'"),
         ({"max_length": 2048.5}, "c.json: max_length: expected a whole number"),
         ({"lr_scheduler_type": "step"}, "c.json: lr_scheduler_type: expected linear"),
+        ({"num_train_epochs": None}, "c.json: num_train_epochs: expected a number, found None"),
+        ({"report_to": ["wandb", 3]}, "c.json: report_to: expected a list of texts, found 3 in it"),
+        ({"dataset": {"train": [{"data_files": ["a.json", None]}]}}, "expected entries with data_files"),
         ({"dataset": {"train": []}}, "dataset names no train rows"),
         ({"dataset": {**ROWS, "test": []}}, "dataset: no key test"),
         ({"dataset": {"train": [{"data_file": "a.json"}]}}, "expected entries with data_files"),
@@ -236,6 +239,23 @@ def test_what_cannot_be_is_refused_in_a_sentence(tree: dict[str, Any], sentence:
     with pytest.raises(ValueError, match=sentence) as error:
         translated("c.json", {**LEAST, **tree})
     assert "\n" not in str(error.value)
+
+
+def refused(tree: dict[str, Any]) -> str:
+    """The sentence it is refused in, or nothing: any other error is let through."""
+    try:
+        config.load(translated("c.json", tree).tree)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("flag", KEYS, ids=lambda flag: flag.name)
+def test_no_value_of_a_key_ends_in_a_traceback(flag: Any) -> None:
+    """Of whatever JSON may hold: a recipe, or a sentence."""
+    for value in (None, True, 0, -1, 1.5, 10**30, "", "x", [], ["x"], [None], [[1]], {}, {"train": 3}, {"eval": [{}]}):
+        for lora in (False, True):
+            assert "\n" not in refused({**LEAST, "lora": lora, flag.name: value})
 
 
 def test_what_is_no_config(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 class Section(BaseModel):
     """A part of a recipe: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def _key(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -31,6 +31,7 @@ def _beat(every: object) -> object:
 
 PASSES = re.compile(r"(0*\.0*[1-9]\d*|0*[1-9]\d*(\.\d+)?) epochs?")
 Positive = Annotated[int, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beat = Annotated[int | str, BeforeValidator(_beat)]  # optimizer steps, or "N epochs"
 
@@ -221,12 +222,12 @@ class Train(Section):
     unfreeze: list[str] = _key([], "globs that train after all (applied after freeze, and beside an adapter)")
     optimizer: str = _key("adamw", "adamw, adafactor, sgd, or an import path such as package.module.Class")
     optimizer_args: dict[str, Any] = _key({}, "further arguments of the optimizer")
-    betas: tuple[float, float] = _key((0.9, 0.999), "AdamW's decay rates")
+    betas: tuple[Decay, Decay] = _key((0.9, 0.999), "AdamW's decay rates")
     weight_decay: float = _key(0.01, "decoupled weight decay; never on biases, norms and other vectors", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = _key("cosine", "how the rate falls after warm-up")
     warmup: float = _key(0.03, "warm-up: optimizer steps, or a share of them if below 1", ge=0)
     clip: float = _key(1.0, "largest gradient norm of a step; 0 does not clip", ge=0)
-    seed: int = _key(0, "order, augmentation, dropout and noise are drawn from it")
+    seed: int = _key(0, "order, augmentation, dropout and noise are drawn from it", ge=0, lt=2**63)
     checkpointing: Checkpointing = _key(Checkpointing(), "gradient checkpointing")
     save_every: Beat | None = _key(None, 'steps between checkpoints, or passes such as "2 epochs"; default: 1 epoch')
     keep: Positive = _key(2, "how many checkpoints to keep; one that only a preview asked for goes with the next save")

@@ -93,19 +93,21 @@ class Plan:
 
     def put(self, key: str, value: Any) -> None:
         """Set a dotted key of the recipe."""
-        *sections, leaf = key.split(".")
-        tree = self.tree
-        for section in sections:
-            tree = tree.setdefault(section, {})
-        tree[leaf] = value
+        section, leaf = self._place(key)
+        section[leaf] = value
 
     def add(self, key: str, *values: str) -> None:
-        """Add to a list of the recipe."""
+        """Add to a list of the recipe what is not in it."""
+        section, leaf = self._place(key)
+        there = section.setdefault(leaf, [])
+        there += [value for value in values if value not in there]
+
+    def _place(self, key: str) -> tuple[dict[str, Any], str]:
         *sections, leaf = key.split(".")
         tree = self.tree
         for section in sections:
             tree = tree.setdefault(section, {})
-        tree.setdefault(leaf, []).extend(value for value in values if value not in tree.get(leaf, ()))
+        return tree, leaf
 
     def say(self, sentence: str) -> None:
         if sentence not in self.says:
@@ -231,12 +233,14 @@ def _from_text(kind: str, text: str) -> Any:
 
 def made(flag: Flag, value: Any) -> Any:
     """A value of the flag's kind and choices. Raises ValueError: what it should have been."""
-    if value is None and not flag.required:
+    if value is None and not flag.required and None in (flag.default, *flag.idle):
         return None
     if flag.kind == "number" and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, KINDS[flag.kind]) or (flag.kind == "whole" and isinstance(value, bool)):
         raise ValueError(f"expected {WORDS[flag.kind]}, found {value!r}")
+    if isinstance(value, list) and (wrong := [part for part in value if not isinstance(part, str)]):
+        raise ValueError(f"expected a list of texts, found {wrong[0]!r} in it")
     if flag.choices and value not in flag.choices:
         raise ValueError(f"expected {', '.join(flag.choices)}, found {value!r}")
     return value

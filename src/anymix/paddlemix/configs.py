@@ -167,7 +167,9 @@ def _files(entries: Any, part: str, plan: Plan) -> list[str]:
     found: list[str] = []
     known = ("name", "data_files", "chat_template")
     for entry in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("data_files"), (str, list)):
+        files = entry.get("data_files") if isinstance(entry, dict) else None
+        files = [files] if isinstance(files, str) else files
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
             raise ValueError(f"dataset.{part}: expected entries with data_files, a file or a list, found {entry!r}")
         if unknown := [key for key in entry if key not in known]:
             near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.6)
@@ -178,8 +180,7 @@ def _files(entries: Any, part: str, plan: Plan) -> list[str]:
             plan.say(f"dataset.{part}: rows are told by their form, not by the name {entry['name']}")
         if entry.get("chat_template"):
             plan.say("dataset: chat_template is not read; rows are laid out by model.template, the model's own")
-        files = entry["data_files"]
-        found += [files] if isinstance(files, str) else files
+        found += files
     if away := [file for file in found if re.match(r"https?://", file)]:
         raise ValueError(f"dataset.{part}: {away[0]} is not on this machine; download it, and name the file")
     return found
@@ -246,8 +247,8 @@ def _freezes(values: Values, plan: Plan, names: Mapping[str, Sequence[str]]) -> 
             if values["lora"]:
                 plan.say(f"{key}: a LoRA has frozen all but itself, as in theirs")
                 continue
-            whole = isinstance(pattern, str) and (pattern.endswith("*") or pattern == "llama.image_newline")
-            stem = str(pattern).strip("*").strip(".")
+            whole = pattern.endswith("*") or pattern == "llama.image_newline"
+            stem = pattern.strip("*").strip(".")
             if not whole or stem not in names:
                 raise ValueError(
                     f"{key}: {pattern} is no part known here, which are {', '.join(f'*{n}*' for n in names if n)}; "
