@@ -178,6 +178,7 @@ def differing(one: config.Run, another: config.Run) -> set[str]:
     [
         (["--seeed=1"], "train_text_to_image_sdxl.py has no --seeed, did you mean --seed?"),
         (["--instance_prompt=x"], "it is a flag of train_dreambooth_sd3.py, train_dreambooth_lora_sd3.py"),
+        (["--lora_rank=8"], "it is a flag of train_text_to_image_lora.py; leave it out"),
         (["--rank", "8"], "it is a flag of train_text_to_image_lora_sdxl.py"),
         (["--seed=blue"], "--seed: expected a whole number, found 'blue'"),
         (["--mixed_precision=fp8"], "--mixed_precision: expected no, fp16, bf16, found 'fp8'"),
@@ -188,6 +189,11 @@ def test_what_the_script_has_not_is_answered_in_a_sentence(words: list[str], sen
     with pytest.raises(ValueError) as caught:
         planned("train_text_to_image_sdxl.py", *musts("train_text_to_image_sdxl.py"), *words)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_flag_of_another_script_is_told_by_the_name_it_has_here() -> None:
+    with pytest.raises(ValueError, match=r"a flag of train_text_to_image_lora\.py, did you mean --rank\?"):
+        planned("train_text_to_image_lora_sdxl.py", *musts("train_text_to_image_lora_sdxl.py"), "--lora_rank=8")
 
 
 def test_what_is_missing_is_named() -> None:

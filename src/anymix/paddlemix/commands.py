@@ -19,8 +19,6 @@ WORDS = {
     "truth": "true or false", "list": "a list", "tree": "a mapping",
 }  # fmt: skip
 
-Owners = Callable[[str], list[str]]  # the scripts that have a flag of a name
-
 
 @dataclass(frozen=True)
 class Flag:
@@ -58,6 +56,9 @@ class Flag:
     def here(self) -> str:
         """Where it goes, for a table: recipe keys, and what is said otherwise."""
         return "; ".join(text for text in (self.to, self.sets, self.says) if text)
+
+
+Owners = Callable[[str], Mapping[str, Flag]]  # of a flag's name: the scripts that have it, and what it is there
 
 
 class Values(Mapping[str, Any]):
@@ -247,15 +248,17 @@ def made(flag: Flag, value: Any) -> Any:
 
 
 def _nearest(script: Script, word: str, owners: Owners) -> str:
-    """An unknown flag, and what was probably meant: a flag of this script, or the script it belongs to."""
+    """An unknown flag, and what was probably meant: this script's for the same key, or one of a name like it."""
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return f"place for {word!r}: every value stands behind a flag"
-    near = difflib.get_close_matches(flag, [known.typed for known in script.flags], n=1, cutoff=0.75)
     of_others = owners(flag.removeprefix("--"))
     if of_others:
-        tail = f", did you mean {near[0]}?" if near else ""
-        return f"{flag}: it is a flag of {', '.join(of_others)}{tail or '; leave it out'}"
+        keys = {other.to for other in of_others.values()} - {""}
+        same = [known.typed for known in script.flags if known.to in keys]
+        tail = f", did you mean {same[0]}?" if same else "; leave it out"
+        return f"{flag}: it is a flag of {', '.join(of_others)}{tail}"
+    near = difflib.get_close_matches(flag, [known.typed for known in script.flags], n=1, cutoff=0.75)
     if near:
         return f"{flag}, did you mean {near[0]}?"
     return f"{flag}; `anymix paddlemix {script.name}` alone lists its flags"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anymix.paddlemix import configs, drawing, shells, talking
-from anymix.paddlemix.commands import Plan, Script
+from anymix.paddlemix.commands import Flag, Plan, Script
 
 LAUNCH = {"nproc_per_node", "gpus", "devices", "npus"}  # of paddle.distributed.launch: how many processes
 LAUNCH_IDLE = {"log_dir", "master", "nnodes", "rank", "ips", "run_mode"}
@@ -26,9 +26,9 @@ def scripts() -> Mapping[str, Script]:
     return {script.name: script for script in (*drawing.SCRIPTS, *talking.SCRIPTS, *configs.SCRIPTS, *shells.SCRIPTS)}
 
 
-def owners(flag: str) -> list[str]:
-    """The scripts that have a flag of this name."""
-    return [name for name, script in scripts().items() if any(known.name == flag for known in script.flags)]
+def owners(name: str) -> Mapping[str, Flag]:
+    """The scripts that have a flag of this name, and what it is there."""
+    return {script.name: flag for script in scripts().values() for flag in script.flags if flag.name == name}
 
 
 def translate(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[Script, Plan]:
