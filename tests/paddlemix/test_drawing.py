@@ -191,9 +191,18 @@ def test_what_the_script_has_not_is_answered_in_a_sentence(words: list[str], sen
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_flag_of_another_script_is_told_by_the_name_it_has_here() -> None:
-    with pytest.raises(ValueError, match=r"a flag of train_text_to_image_lora\.py, did you mean --rank\?"):
-        planned("train_text_to_image_lora_sdxl.py", *musts("train_text_to_image_lora_sdxl.py"), "--lora_rank=8")
+@pytest.mark.parametrize(
+    ("name", "typed", "here"),
+    [
+        ("train_text_to_image_lora_sdxl.py", "--lora_rank", "--rank"),  # --local_rank is the nearer word
+        ("train_text_to_image_sdxl.py", "--max_steps", "--max_train_steps"),
+        ("train_text_to_image_sdxl.py", "--save_steps", "--checkpointing_steps"),
+        ("train_dreambooth_sd3.py", "--train_data_dir", "--instance_data_dir"),  # and --dataset_name goes there too
+    ],
+)
+def test_a_flag_of_another_script_is_told_by_the_name_it_has_here(name: str, typed: str, here: str) -> None:
+    with pytest.raises(ValueError, match=rf"has no {typed}: it is a flag of .*, did you mean {here}\?"):
+        planned(name, *musts(name), f"{typed}=8")
 
 
 def test_what_is_missing_is_named() -> None:

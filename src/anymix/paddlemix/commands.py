@@ -254,9 +254,10 @@ def _nearest(script: Script, word: str, owners: Owners) -> str:
         return f"place for {word!r}: every value stands behind a flag"
     of_others = owners(flag.removeprefix("--"))
     if of_others:
-        keys = {other.to for other in of_others.values()} - {""}
-        same = [known.typed for known in script.flags if known.to in keys]
-        tail = f", did you mean {same[0]}?" if same else "; leave it out"
+        keys = {other.to or other.sets for other in of_others.values()} - {""}
+        same = [known.typed for known in script.flags if (known.to or known.sets) in keys]
+        near = difflib.get_close_matches(flag, same, n=1, cutoff=0.0)
+        tail = f", did you mean {near[0]}?" if near else "; leave it out"
         return f"{flag}: it is a flag of {', '.join(of_others)}{tail}"
     near = difflib.get_close_matches(flag, [known.typed for known in script.flags], n=1, cutoff=0.75)
     if near:
